@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from raytrain.cluster.allocator import keep_freed_memory
 from raytrain.cluster.schedule import step_seed
-from raytrain.cluster.sources import Resident, batch_of
+from raytrain.cluster.sources import Resident, batch_of, to_device
 from raytrain.cluster.training import Reporter, State, Training
 from raytrain.cluster.validation import Validation
 from raytrain.config import Config
 from raytrain.data.manifest import Dataset
 from raytrain.data.reading import Reading
 from raytrain.methods import build, resolve
+from raytrain.types import Batch
+
+
+@dataclass(frozen=True)
+class Held:
+    """The rows of a data set on a device, for any number of runs that read the same columns of it."""
+
+    reading: Reading
+    rows: Batch
+    validation: Validation
+    device: torch.device
+
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset, device: torch.device) -> Held:
+        """What runs of a resolved configuration train on and are selected by."""
+        reading = Reading.of(dataset, "train", config)
+        rows = to_device(batch_of(reading.whole()), device)
+        return cls(reading, rows, Validation(Reading.of(dataset, "validation", config), device), device)
+
+    def prepare(
+        self, config: Config, folder: Path, kind: type[Training] = Training
+    ) -> tuple[Training, Resident]:
+        """The run of a resolved configuration, where `folder` has it, and its batches."""
+        torch.use_deterministic_algorithms(config.train.deterministic)
+        torch.manual_seed(step_seed(config.train.seed, -1, 0))
+        method = build(config, self.reading.dataset.manifest)
+        order = self.reading.order(config)
+        return kind(config, method, order, folder, self.device), Resident(self.rows, order, 0, 1, self.device)
 
 
 def train_alone(config: Config, dataset: Dataset, folder: Path, reporter: Reporter | None = None) -> State:
@@ -23,14 +52,7 @@ def train_alone(config: Config, dataset: Dataset, folder: Path, reporter: Report
     Goes on where `folder` already holds a part of the run.
     """
     config = resolve(config, dataset.manifest)
-    torch.use_deterministic_algorithms(config.train.deterministic)
     keep_freed_memory()
-    device = torch.device("cpu")
-    reading = Reading.of(dataset, "train", config)
-    torch.manual_seed(step_seed(config.train.seed, -1, 0))
-    method = build(config, dataset.manifest)
-    order = reading.order(config)
-    training = Training(config, method, order, folder, device)
-    source = Resident(batch_of(reading.whole()), order, 0, 1, device)
-    validation = Validation(Reading.of(dataset, "validation", config), device)
-    return training.run(source, validation, reporter)
+    held = Held.of(config, dataset, torch.device("cpu"))
+    training, source = held.prepare(config, folder)
+    return training.run(source, held.validation, reporter)

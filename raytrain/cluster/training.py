@@ -89,10 +89,15 @@ class Training:
                 world_loss, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
-    def run(self, source: Source, validation: Validation, reporter: Reporter | None) -> State:
-        """Trains to the end, or until validation has not improved for `train.patience` validations."""
+    def run(
+        self, source: Source, validation: Validation, reporter: Reporter | None, *, until: int | None = None
+    ) -> State:
+        """Trains to the end, or until validation has not improved for `train.patience` validations.
+
+        Pauses when `until` epochs are done: another call goes on as if there had been no pause.
+        """
         train, state = self.config.train, self.state
-        if self.finished:
+        if self.finished or (until is not None and state.step >= until * self.order.num_batches):
             return state
         self.watch.num_classes = validation.num_classes
         meter, since = Meter(), time.perf_counter()
@@ -140,9 +145,10 @@ class Training:
                 since = time.perf_counter()
             elif train.checkpoint_every is not None and state.step % train.checkpoint_every == 0:
                 self.save()
-            if self.finished:
+            paused = epoch_ends and until is not None and epoch + 1 >= until
+            if self.finished or paused:
                 break
-        assert self.finished, "the source ended before the run did"
+        assert self.finished or paused, "the source ended before the run did"
         return state
 
     @property

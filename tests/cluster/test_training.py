@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raytrain.cluster import checkpoint
-from raytrain.cluster.alone import train_alone
+from raytrain.cluster.alone import Held, train_alone
 from raytrain.cluster.sources import Resident, batch_of
 from raytrain.cluster.stream import Streamed
 from raytrain.cluster.training import BEST, CHECKPOINTS, State
@@ -56,6 +56,22 @@ def test_a_run_learns_and_keeps_its_best_weights(dataset: Dataset, tmp_path: Pat
     best = checkpoint.read(tmp_path / BEST)
     assert best.state["step"] == state.best_step
     assert best.state["score"] == state.best_score
+
+
+def test_a_run_that_pauses_is_the_run_that_does_not(dataset: Dataset, tmp_path: Path) -> None:
+    config = resolve(config_of("method.loss=info-nce"), dataset.manifest)
+    undisturbed = train_alone(config, dataset, tmp_path / "a")
+    held = Held.of(config, dataset, CPU)
+    training, source = held.prepare(config, tmp_path / "b")
+    epochs = []
+    for until in (1, 1, 4, 6):
+        state = training.run(source, held.validation, None, until=until)
+        epochs.append(len(state.history))
+    assert epochs == [1, 1, 4, 6]
+    assert training.finished
+    assert state == undisturbed
+    one, other = final(tmp_path / "a"), final(tmp_path / "b")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 class Killed(Exception):
