@@ -52,5 +52,7 @@ def affinity_info_nce(
     weights = torch.where(own, float(include_pair), weights)
     has_positive = weights.any(dim=1, keepdim=True)
     pool = logits if include_pair else logits.masked_fill(own, -torch.inf)
-    positive = torch.where(has_positive, logits + weights.log(), 0.0)
+    some = weights > 0
+    log_weights = torch.where(some, torch.where(some, weights, 1.0).log(), -torch.inf)  # log of 0 is slow
+    positive = torch.where(has_positive, logits + log_weights, 0.0)
     return torch.where(has_positive, pool, 0.0).logsumexp(dim=1) - positive.logsumexp(dim=1)

@@ -118,14 +118,14 @@ class HscMaeSettings(Section):
 
 def squared_error(estimate: Float[Tensor, "b f"], target: Float[Tensor, "b f"]) -> Float[Tensor, " b"]:
     """Row by row, the mean over features of the squared error."""
-    return (estimate - target).square().mean(dim=1)
+    return F.mse_loss(estimate, target, reduction="none").mean(dim=1)
 
 
 def hidden_squared_error(
     estimate: Float[Tensor, "b f"], target: Float[Tensor, "b f"], kept: Bool[Tensor, "b f"]
 ) -> Float[Tensor, " b"]:
     """Row by row, the sum over the features that were hidden of the squared error."""
-    return ((estimate - target).square() * ~kept).sum(dim=1)
+    return (F.mse_loss(estimate, target, reduction="none") * ~kept).sum(dim=1)
 
 
 def balanced(losses: Float[Tensor, " t"], log_variance: Float[Tensor, " t"]) -> Float[Tensor, ""]:

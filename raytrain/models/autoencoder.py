@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from raytrain.config import Model
+from raytrain.models.dropout import Dropout
 from raytrain.models.norm import Scaling, WorldBatchNorm
 from raytrain.models.towers import ACTIVATIONS, NORMS, Towers, ViewInput
 
@@ -30,7 +31,7 @@ class Encoder(nn.Module):
         for last, hidden in enumerate(model.hidden, 1 - len(model.hidden)):
             layers += [nn.Linear(width, hidden, bias=model.norm != "batch"), NORMS[model.norm](hidden)]
             if last < 0:
-                layers += [ACTIVATIONS[model.activation](), nn.Dropout(model.dropout)]
+                layers += [ACTIVATIONS[model.activation](), Dropout(model.dropout)]
             width = hidden
         self.trunk = nn.Sequential(*layers)
         self.projector = nn.Linear(width, model.embedding)
@@ -82,10 +83,10 @@ class Decoders(nn.Module):
             nn.Sequential(
                 nn.Linear(code, width),
                 nn.Tanh(),
-                nn.Dropout(dropout),
+                Dropout(dropout),
                 nn.Linear(width, width),
                 nn.Tanh(),
-                nn.Dropout(dropout),
+                Dropout(dropout),
                 nn.Linear(width, sizes[target]),
             )
             for _, target in pairs

@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+LANES = 4
+"""Features that share a word of 64 bits, 16 bits each."""
+
 _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
@@ -15,15 +18,18 @@ def kept_features(
     """False with probability `ratio`, independently for every row id and feature.
 
     A counter-based generator: the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) on a mixture of
-    the words of `seed`, the row id and the feature.  So a row's mask is a function of these alone.
+    the words of `seed`, the row id and the group of LANES features.  So a row's mask is a function of these alone.
+    `ratio` is rounded to a multiple of 2^-16.
     """
     key = 0
     for word in seed:
         key = _mixed(key + _MULTIPLIERS[0] + word % 2**64)
     rows = _mix((row + _signed(key)) * _signed(_MULTIPLIERS[0]))  # [b]
-    features = _mix((torch.arange(size, device=row.device) + 1) * _signed(_MULTIPLIERS[1]))  # [size]
-    bits = _mix(rows[:, None] + features[None, :])  # [b size], uniform in -2^63 .. 2^63 - 1
-    return bits >= _signed(min(round(ratio * 2**64), 2**64 - 1) + 2**63)
+    groups = torch.arange(-(-size // LANES), device=row.device)
+    groups = _mix((groups + 1) * _signed(_MULTIPLIERS[1]))  # [size / LANES]
+    bits = _mix(rows[:, None] + groups[None, :]).view(torch.int16)[:, :size]  # uniform in -2^15 .. 2^15 - 1
+    threshold = round(ratio * 2**16) - 2**15
+    return bits >= threshold if threshold < 2**15 else torch.zeros_like(bits, dtype=torch.bool)
 
 
 def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:

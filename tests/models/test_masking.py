@@ -31,6 +31,15 @@ def test_every_word_of_the_seed_matters() -> None:
             assert 0.4 < (masks[i] == masks[j]).double().mean() < 0.6
 
 
+def test_features_of_one_word_are_independent() -> None:
+    """Four features share 64 bits: any two of them are hidden together as often as chance has it."""
+    hidden = ~kept_features(torch.arange(40000), 4, ratio=0.3, seed=(9,))
+    for i in range(4):
+        for j in range(i):
+            together = (hidden[:, i] & hidden[:, j]).double().mean().item()
+            assert abs(together - 0.09) < 4 * (0.09 * 0.91 / 40000) ** 0.5
+
+
 def test_limits() -> None:
     rows = torch.arange(100)
     assert kept_features(rows, 50, ratio=0.0, seed=(0,)).all()
