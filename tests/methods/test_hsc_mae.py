@@ -17,7 +17,8 @@ from raytrain.cluster.training import make_optimizer
 from raytrain.collectives import num_ranks
 from raytrain.config import Model, Optim, validate
 from raytrain.losses.dcca import squared_correlations
-from raytrain.methods.hsc_mae import HscMae, HscMaeSettings, Schedule, balanced
+from raytrain.methods.hsc_mae import HscMae, balanced
+from raytrain.methods.hsc_mae_settings import HscMaeSettings, Schedule
 from raytrain.models.masking import kept_features
 from raytrain.models.towers import ViewInput
 from raytrain.types import Batch, Progress
