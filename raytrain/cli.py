@@ -24,6 +24,8 @@ VERBS = {
     "compare": "raytrain.cli_evaluate:compare",
     "diagnose": "raytrain.cli_diagnose:diagnose",
     "graph": "raytrain.cli_graph:graph",
+    "index": "raytrain.cli_search:index",
+    "search": "raytrain.cli_search:search",
     "demo": "raytrain.cli_train:demo",
     "methods": "raytrain.cli_config:methods",
     "losses": "raytrain.cli_config:losses",
