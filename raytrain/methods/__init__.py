@@ -11,14 +11,18 @@ from raytrain.config import SECTIONS, Config, nearest, validate
 from raytrain.data.manifest import Manifest
 from raytrain.methods.base import Method
 from raytrain.methods.compositional import Compositional
+from raytrain.methods.dscmr import Dscmr
 from raytrain.methods.hsc_mae import HscMae
 from raytrain.methods.metric import Metric
+from raytrain.methods.psd import Psd
 from raytrain.models.towers import ViewInput
 
 METHODS: dict[str, type[Method]] = {
     "metric": Metric,
     "hsc-mae": HscMae,
     "compositional": Compositional,
+    "psd": Psd,
+    "dscmr": Dscmr,
 }
 
 

@@ -43,6 +43,10 @@ CASES = {
     "metric supcon within": ("metric", {"loss": "supcon", "within": 0.5}),
     "metric center-contrastive within": ("metric", {"loss": "center-contrastive", "within": 0.5}),
     **{name: (name, {}) for name in METHODS if name != "metric"},
+    "psd self hard": ("psd", {"teacher": "self", "mining": "hard", "margin": 0.6, "dis": "distance"}),
+    "psd separate": ("psd", {"teacher": "separate", "r_schedule": "linear", "r_end": 0.1}),
+    "psd classes": ("psd", {"alignment": "classes", "label": "cross-entropy", "r_schedule": "step"}),
+    "dscmr likelihood": ("dscmr", {"common": "likelihood"}),
 }
 
 

@@ -1,0 +1,363 @@
+r"""PSD, progressive self-distillation: Zeng, Niu and Taya 2025 (arXiv:2501.09608).
+
+A batch is split into rows whose annotation may be used, A, and rows whose annotation is hidden, U.  A teaches by its
+labels; U is taught by soft alignments, the teacher's probabilities over the rows of the other view.  The share r of A
+shrinks as training proceeds.
+
+    L       = l_lab + l_cross + lambda_dis l_dis
+    l_lab   = mean_A (||u_a - y||_2 + ||u_v - y||_2)                                       losses.label
+    l_cross = r hard + (1 - r) soft
+    hard    = mean over (i, j, k) in A, y_j = y_i != y_k, of [m + d_ij - d_ik]_+           losses.triplet
+    soft    = sum_{i in U, j, k} w_ij (1 - w_ik) [m + d_ij - d_ik]_+ / sum w_ij (1 - w_ik)   losses.soft_triplet
+    w_ij    = P_ij / max_j P_ij,  P_ij = softmax_j(cos(zT_a_i, zT_v_j) / tau)              losses.alignment
+    l_dis   = off-diagonal mean of the squared cross-correlation of z_a, z_v               losses.decorrelation
+    r(t)    = r_end + (r_0 - r_end) (1 + cos pi t) / 2                                     annotated_share
+
+Departs from the paper: the abstract and the scheme are the paper's; its equations were not available, so all of the
+above is a reconstruction, and each choice in it is a setting.  Beyond them:
+- hard, soft and their P are taken from audio to visual and from visual to audio, and the mean of both is trained.
+- A is drawn over the rows of the world by (seed, step) alone: the same rows on every rank, for any number of ranks.
+- Where annotation is really missing, such rows are always in U, and A are min(round(r n), annotated) of the others: a
+  label that is there is hidden only to reach the share r, which missing ones count towards.  hard and soft are weighed
+  by round(r n) / n either way, so that soft alignments of an untrained teacher weigh nothing.
+- A row of U whose largest P is below gate / n is left out of soft: its teacher knows nothing of it yet.
+- r stays at 0.2 or above, or a teacher that learns from its own pupil confirms itself; a separate teacher, which learns
+  from annotation alone, may go lower.
+- mining = "hard": of each row of A the farthest positive and the nearest negative (batch-hard); of each row of U the
+  farthest of the keys with w >= 1/2 and the nearest of the others, weighed by how sure the alignment is of both.
+- Event sets in place of labels: two clips are of one class where they share an event, y is the multi-hot set, and
+  cross-entropy takes all events of a clip alike.  A teacher's class probabilities are softmax(u / tau) either way.
+- The teacher 'self' is the student of this very step, dropout included.  'separate' is a second pair of towers with
+  l_lab and hard on A as its loss, added to L; the gradient's norm is clipped over both.
+- train.evaluate decides what is evaluated, as for every method: the student, or its average.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from raytrain.config import Model, Section
+from raytrain.data.reading import Annotation
+from raytrain.losses.alignment import Alignment, confident
+from raytrain.losses.decorrelation import decorrelation
+from raytrain.losses.label import LabelLoss, is_annotated, label_loss, targets
+from raytrain.losses.masks import Known, Marks, Relation
+from raytrain.losses.reduction import active_share, world_mean
+from raytrain.losses.soft_triplet import SoftMining, soft_triplet, soft_weight
+from raytrain.losses.triplet import triplet
+from raytrain.methods.base import Method
+from raytrain.models.autoencoder import move_towards
+from raytrain.models.towers import Towers, ViewInput
+from raytrain.types import UNANNOTATED, Batch, Loss, Progress, Rows, mean_over_world
+
+SELF_CONFIRMATION = 0.2
+"""Least share of annotated rows for a teacher that learns from its own pupil."""
+
+
+class PsdSettings(Section):
+    teacher: Literal["ema", "self", "separate"] = Field(
+        "ema", description="who aligns: the student's average, the student, or a network of its own"
+    )
+    ema_decay: float | None = Field(
+        None, ge=0, lt=1, description="of teacher 'ema', after every step (0.95); off elsewhere"
+    )
+    alignment: Literal["similarity", "classes"] = Field(
+        "similarity", description="P from the teacher's embeddings, or from its class probabilities"
+    )
+    temperature: float = Field(0.1, gt=0, description="tau of P: of cosines, or of class logits")
+    gate: float | None = Field(
+        2.0, ge=1, description="rows with max P below gate / n are left out of soft; off: none are"
+    )
+    mining: SoftMining = Field("all", description="all triplets, or the hardest of each row, hard and soft")
+    margin: float = Field(0.2, ge=0)
+    label: LabelLoss = Field("norm", description="l_lab")
+    dis: Literal["decorrelation", "distance"] | None = Field(
+        "decorrelation", description="l_dis: between columns of the views, or ||z_a - z_v||_2 of a clip; off"
+    )
+    lambda_dis: float | None = Field(None, ge=0, description="weight of l_dis (1); off where dis is off")
+    r_schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    r_0: float = Field(1.0, gt=0, le=1, description="share of annotated rows at the start")
+    r_end: float | None = Field(None, gt=0, le=1, description="and at the end (0.3); off for 'constant'")
+    r_levels: int | None = Field(None, ge=2, description="levels of schedule 'step' (2); off elsewhere")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_what_is_used(cls, values: dict[str, Any]) -> dict[str, Any]:
+        used = {
+            "ema_decay": values.get("teacher", "ema") == "ema",
+            "lambda_dis": values.get("dis", "decorrelation") is not None,
+            "r_end": values.get("r_schedule", "cosine") != "constant",
+            "r_levels": values.get("r_schedule") == "step",
+        }
+        defaults = {"ema_decay": 0.95, "lambda_dis": 1.0, "r_end": 0.3, "r_levels": 2}
+        for key, is_used in used.items():
+            if is_used and values.get(key) is None:
+                values = {**values, key: defaults[key]}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PsdSettings:
+        if self.ema_decay is not None and self.teacher != "ema":
+            raise ValueError(f"ema_decay is set, but teacher is {self.teacher!r}; remove it")
+        if self.lambda_dis is not None and self.dis is None:
+            raise ValueError("lambda_dis is set, but dis is off; remove it")
+        if self.r_end is not None and self.r_schedule == "constant":
+            raise ValueError("r_end is set, but r_schedule is 'constant' and stays at r_0; remove it")
+        if self.r_levels is not None and self.r_schedule != "step":
+            raise ValueError(f"r_levels is set, but r_schedule is {self.r_schedule!r}; remove it")
+        least = self.r_0 if self.r_end is None else self.r_end
+        if least > self.r_0:
+            raise ValueError(
+                f"r_end is {self.r_end}, above r_0 = {self.r_0}; the share of annotated rows shrinks"
+            )
+        if least < SELF_CONFIRMATION and self.teacher != "separate":
+            raise ValueError(
+                f"the share of annotated rows ends at {least}, and a teacher {self.teacher!r} would confirm itself; "
+                f"it is at least {SELF_CONFIRMATION}, or set teacher = 'separate'"
+            )
+        return self
+
+
+def annotated_share(settings: PsdSettings, t: float) -> float:
+    """r at progress t.  'step' stands at `r_levels` equally distant levels for equally long, r_0 first, r_end last."""
+    if settings.r_end is None:
+        return settings.r_0
+    if settings.r_schedule == "step":
+        assert settings.r_levels is not None, "it has a default"
+        done = min(math.floor(t * settings.r_levels), settings.r_levels - 1) / (settings.r_levels - 1)
+    else:
+        done = t if settings.r_schedule == "linear" else (1 - math.cos(math.pi * t)) / 2
+    return settings.r_0 + (settings.r_end - settings.r_0) * done
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Which rows of the world may be used with their annotation."""
+
+    annotated: Bool[Tensor, " n"]
+    """A."""
+    share: float
+    """round(r n) / n, what the hard part weighs."""
+
+
+def draw(world: Rows, share: float, *, seed: tuple[int, int]) -> Drawn:
+    """A: round(share n) of the annotated rows of the world, or all where there are fewer; by the seed alone."""
+    n = len(world)
+    wanted = round(share * n)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(n)).to(world.row.device)
+    has = is_annotated(Marks.of(world, known_of(world)))
+    first = has[order] & (has[order].cumsum(dim=0) <= wanted)
+    return Drawn(torch.zeros_like(has).index_put((order,), first), wanted / n)
+
+
+def hidden(rows: Rows, annotated: Bool[Tensor, " b"]) -> Rows:
+    """The rows with the annotation of all others taken away: what reads these cannot read U's."""
+    if rows.labels is not None:
+        return replace(rows, labels=torch.where(annotated, rows.labels, UNANNOTATED), events=None)
+    assert rows.events is not None, "check() has refused data without annotation"
+    return replace(rows, events=rows.events * annotated[:, None])
+
+
+def known_of(rows: Rows) -> Known:
+    return "labels" if rows.labels is not None else "events"
+
+
+class Psd(Method):
+    """The student and its teacher."""
+
+    Settings = PsdSettings
+
+    def __init__(self, settings: PsdSettings, views: Mapping[str, ViewInput], model: Model, num_classes: int):
+        super().__init__()
+        self.settings, self.views, self.num_classes = settings, tuple(views), num_classes
+        self.towers = Towers(views, model, num_classes=num_classes)
+        self.teacher: Towers | None = None
+        if settings.teacher == "ema":
+            self.teacher = copy.deepcopy(self.towers).requires_grad_(False).eval()
+        elif settings.teacher == "separate":
+            self.teacher = Towers(views, model, num_classes=num_classes)
+
+    @classmethod
+    def build(
+        cls, settings: PsdSettings, views: Mapping[str, ViewInput], model: Model, num_classes: int | None
+    ) -> Psd:
+        assert num_classes is not None, "check() has refused data without annotation"
+        return cls(settings, views, model, num_classes)
+
+    @classmethod
+    def check(cls, settings: PsdSettings, annotation: Annotation) -> None:
+        if annotation == "none":
+            raise ValueError(
+                "psd starts from annotated rows, but data.annotation is 'none'; use data with labels or event sets, "
+                "some of which may be missing, or a method that needs none (hsc-mae)"
+            )
+
+    def train(self, mode: bool = True) -> Psd:
+        super().train(mode)
+        if self.settings.teacher == "ema":
+            assert self.teacher is not None
+            self.teacher.eval()
+        return self
+
+    def rows(self, batch: Batch, progress: Progress) -> Rows:
+        """Embeddings and class logits of the student; as extras those of a teacher of its own."""
+        embeddings, logits = self.towers(batch.views)
+        extras = {}
+        if self.teacher is not None:
+            with torch.set_grad_enabled(self.settings.teacher == "separate" and torch.is_grad_enabled()):
+                taught, classes = self.teacher(batch.views)
+            for view in self.views:
+                extras[f"teacher {view}"], extras[f"classes {view}"] = taught[view], classes[view]
+        return Rows(batch.row, embeddings, logits, batch.labels, batch.events, extras)
+
+    def loss(self, here: Rows, world: Rows, progress: Progress) -> Loss:
+        drawn = draw(world, annotated_share(self.settings, progress.t), seed=(progress.seed, progress.step))
+        own = slice(here.first, here.first + len(here))
+        here, world = hidden(here, drawn.annotated[own]), hidden(world, drawn.annotated)
+
+        terms = {"label": self._label(here, world)}
+        hard, active_hard = self._hard(here, world)
+        soft, active_soft = self._soft(here, world, drawn)
+        terms |= {f"hard_{name}": value for name, value in hard.items()}
+        terms |= {f"soft_{name}": value for name, value in soft.items()}
+        total = terms["label"] + drawn.share * _mean(hard) + (1 - drawn.share) * _mean(soft)
+        active = drawn.share * active_hard + (1 - drawn.share) * active_soft
+        if self.settings.lambda_dis is not None:
+            terms["dis"] = self._dis(here, world)
+            total = total + self.settings.lambda_dis * terms["dis"]
+        if self.settings.teacher == "separate":
+            own_here, own_world = self._taught(here), self._taught(world)
+            terms["teacher_label"] = self._label(own_here, own_world)
+            terms["teacher_hard"] = _mean(self._hard(own_here, own_world)[0])
+            total = total + terms["teacher_label"] + terms["teacher_hard"]
+        return Loss(total, terms, active)
+
+    def _taught(self, rows: Rows) -> Rows:
+        """The rows as the teacher embeds them."""
+        if self.teacher is None:
+            return rows
+        return replace(
+            rows,
+            embeddings={view: rows.extras[f"teacher {view}"] for view in self.views},
+            logits={view: rows.extras[f"classes {view}"] for view in self.views},
+        )
+
+    def _label(self, here: Rows, world: Rows) -> Float[Tensor, ""]:
+        """The sum of both views' mean over A."""
+        logits = torch.stack([here.logits[view] for view in self.views])
+        of_here, of_world = (Marks.of(rows, known_of(rows)) for rows in (here, world))
+        target = targets(of_here, self.num_classes, logits.dtype)
+        error = torch.stack([label_loss(u, target, kind=self.settings.label) for u in logits]).sum(dim=0)
+        total = torch.where(is_annotated(of_here), error, 0).sum()
+        return total * world.num_ranks / is_annotated(of_world).sum().clamp(min=1)
+
+    def _hard(self, here: Rows, world: Rows) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, ""]]:
+        """Both directions, and their mean active share."""
+        relation = Relation.between(here, world, views="cross", by=known_of(here))
+        values, active = {}, []
+        for query, key in (self.views, self.views[::-1]):
+            rows = triplet(
+                here.embeddings[query],
+                world.embeddings[key],
+                relation,
+                margin=self.settings.margin,
+                mining=self.settings.mining,
+                distance="cosine",
+            )
+            values[f"{query}_to_{key}"] = world_mean(rows, relation)
+            active.append(active_share(rows, relation))
+        return values, torch.stack(active).mean()
+
+    def _soft(
+        self, here: Rows, world: Rows, drawn: Drawn
+    ) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, ""]]:
+        """Both directions, and their mean active share."""
+        n, own = len(world), slice(here.first, here.first + len(here))
+        mining = self.settings.mining
+        values, active = {}, []
+        for query, key in (self.views, self.views[::-1]):
+            of_world = self._alignment(world, query, key)
+            extent = of_world.extent()
+            counted = ~drawn.annotated & confident(extent, n, gate=self.settings.gate)
+            weight = torch.where(counted, soft_weight(extent, n, mining=mining), 0).sum()
+            of_mean = world.num_ranks / torch.where(weight > 0, weight, 1)
+            rows = soft_triplet(
+                here.embeddings[query],
+                world.embeddings[key],
+                replace(of_world, query=of_world.query[own]),
+                counted[own],
+                margin=self.settings.margin,
+                mining=mining,
+            )
+            values[f"{query}_to_{key}"] = rows.value.sum() * of_mean
+            active.append(rows.active.sum() * of_mean)
+        return values, torch.stack(active).mean()
+
+    @torch.no_grad()
+    def _alignment(self, world: Rows, query: str, key: str) -> Alignment:
+        """P of every row of the world, as the teacher has it."""
+        taught, tau = self._taught(world), self.settings.temperature
+        if self.settings.alignment == "similarity":
+            return Alignment(
+                taught.embeddings[query].detach(), taught.embeddings[key].detach(), "similarity", tau
+            )
+        probabilities = {view: (taught.logits[view].detach() / tau).softmax(dim=1) for view in (query, key)}
+        return Alignment(probabilities[query], probabilities[key], "classes", None)
+
+    def _dis(self, here: Rows, world: Rows) -> Float[Tensor, ""]:
+        if self.settings.dis == "decorrelation":
+            return decorrelation(*(world.embeddings[view] for view in self.views))
+        audio, visual = (here.embeddings[view] for view in self.views)
+        return mean_over_world(torch.linalg.vector_norm(audio - visual, dim=1), world)
+
+    @torch.no_grad()
+    def after_step(self, progress: Progress) -> None:
+        if self.settings.ema_decay is not None:
+            assert self.teacher is not None
+            move_towards(self.teacher, self.towers, decay=self.settings.ema_decay)
+
+    @torch.no_grad()
+    def soft_labels(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b c"]]:
+        """The teacher's class logits u by view; with l_lab = norm they estimate the one-hot label itself."""
+        teacher = self._teaching
+        training = teacher.training
+        found: dict[str, Tensor] = teacher.eval()(views)[1]
+        teacher.train(training)
+        return found
+
+    def teacher_state(self) -> Mapping[str, Tensor]:
+        return self._teaching.state_dict()
+
+    def load_teacher(self, state: Mapping[str, Tensor]) -> None:
+        """It goes on to learn from there, as method.teacher says."""
+        if self.teacher is None:
+            raise ValueError(
+                "method.teacher is 'self': the student has no other teacher; use 'ema' or 'separate'"
+            )
+        own = self.teacher.state_dict()
+        for name in own.keys() | state.keys():
+            mine, given = (tuple(of[name].shape) if name in of else None for of in (own, state))
+            if mine != given:
+                raise ValueError(
+                    f"the teacher's {name} is {given or 'missing'}, this method's is {mine or 'missing'}; a teacher is "
+                    "of the same views, [model] and classes"
+                )
+        self.teacher.load_state_dict(dict(state))
+
+    @property
+    def _teaching(self) -> Towers:
+        return self.towers if self.teacher is None else self.teacher
+
+
+def _mean(of: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+    return torch.stack(list(of.values())).mean()
