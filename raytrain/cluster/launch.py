@@ -39,6 +39,8 @@ def train(config: Config, folder: Path, *, console: Console, resume: bool = Fals
     """
     dataset = open_dataset(config.data.path)
     config = resolve(config, dataset.manifest)
+    absolute = config.data.model_copy(update={"path": dataset.path})  # the run is read from anywhere
+    config = config.model_copy(update={"data": absolute})
     if resume:
         run_folder.check_same_data(folder, dataset)
     if config.data.verify == "sha256":

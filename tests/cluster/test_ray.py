@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raytrain.cluster import checkpoint
+from raytrain.cluster.run_folder import read_config
 from raytrain.cluster.schedule import step_seed
 from raytrain.cluster.sources import Resident, batch_of
 from raytrain.cluster.training import CHECKPOINTS, Training
@@ -58,13 +59,15 @@ def test_a_stream_on_ray_workers_is_bit_for_bit_the_run_of_two_plain_processes(
 ) -> None:
     overrides = ("data.cache=stream", "data.window_mb=0.003", "data.batch_size=45")
     done = subprocess.run(
-        command(dataset.path, "--out", str(tmp_path / "ray"), *settings(*overrides)),
+        command(os.path.relpath(dataset.path), "--out", str(tmp_path / "ray"), *settings(*overrides)),
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    path = Path(read_config(tmp_path / "ray").data.path)
+    assert path.is_absolute() and path.samefile(dataset.path), "a run must be readable from anywhere"
     config = resolve(build(overrides=[*OPTIONS, *overrides], data={"path": dataset.path}), dataset.manifest)
 
     def train(rank: int) -> Tensor:
