@@ -22,7 +22,8 @@ class SceneConfig(BaseModel):
     label_model: Literal["generated", "resample", "fit"] = "generated"
     """resample draws rows of the table; fit draws from a model with its rates and pairwise co-occurrence."""
     hidden: float | None = Field(default=0.5, gt=0, lt=0.9)
-    """Share of all events that nobody annotated; None keeps what the label table has."""
+    """Share of all events that nobody annotated; None keeps what the label table has.  With it a fitted model's rates
+    are shifted together, its correlations stay."""
     unannotated: float = Field(default=0, ge=0, lt=1)
     """Share of train clips without any annotation (label -1)."""
     noise: float = Field(default=0.5, ge=0)
@@ -47,8 +48,10 @@ class SceneConfig(BaseModel):
     def _consistent(self) -> SceneConfig:
         if (self.label_table is None) != (self.label_model == "generated"):
             raise ValueError("label_model resample and fit need a label_table, generated takes none")
-        if self.label_model != "generated" and self.hidden is not None:
-            raise ValueError("a label table decides the share of hidden events; set hidden to none")
+        if self.label_model == "resample" and self.hidden is not None:
+            raise ValueError(
+                "the rows of a label table decide the share of hidden events; set hidden to none, or label_model to fit"
+            )
         low, high = self.strength
         if not 0 < low <= high <= 1:
             raise ValueError(f"strength is {self.strength}; two probabilities in rising order are allowed")

@@ -103,6 +103,7 @@ def class_dependency(
     frequency: float | int = 0.75,
     weight_frequency: float | int = 0.5,
     top_k: int = 3,
+    weights: Literal["search", "lift"] = "search",
     seed: int = 0,
     init_order: Int[np.ndarray, " p"] | None = None,
     executor: Executor | None = None,
@@ -112,6 +113,8 @@ def class_dependency(
 
     A^_ij = freq_ij |effect_ij| on cross-modal, cross-class edges of frequency >= weight_frequency, the top_k of
     each row, rows summing to 1.  `method` "halves" is what the bound of stability selection is stated for.
+    With `weights` "lift" A^ is the baseline instead: the lift z in place of freq |effect|, where it exceeds the
+    threshold (4 where the mask is off); all else stays that of the search.
     """
     if bootstraps < 2 or not 0.5 < frequency <= 1:
         raise ValueError(
@@ -146,6 +149,9 @@ def class_dependency(
     null_frequency = (null + null.transpose(0, 2, 1)).mean(axis=0)
     permuted = int((across & (null_frequency >= frequency)).sum()) // 2
     raw = np.where(across & (edge_frequency >= weight_frequency), direction_frequency * effect, 0.0)
+    if weights == "lift":
+        z = np.tile(accumulator.moments().lift(), (2, 1))
+        raw = np.where(across & (z > (4.0 if lift_threshold is None else lift_threshold)), z, 0.0)
     distances = [np.linalg.norm(a - b) for a, b in zip(directed[0::2], directed[1::2], strict=False)]
     return ClassDependency(
         audio_to_visual=normalised_top(raw[:c, c:], top_k),

@@ -10,6 +10,9 @@ Between a query i (a row of this rank) and a key j (a row of the world), with i 
 Across two views the clip's own pair is always a positive and never a negative.  Within one view a clip
 is neither to itself.  An unannotated clip (UNANNOTATED, or no event at all) has its own pair as its only
 positive, is nobody's negative and has no negatives: what nobody annotated may well be of the same class.
+
+Beside these, pairs may be linked by something else, said by a vector of every row: where the product of query's and
+key's exceeds the draws' (0 without), the pair is no negative.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from raytrain.types import UNANNOTATED, Rows
@@ -39,6 +42,10 @@ class Marks:
     row: Int[Tensor, " b"]
     labels: Int[Tensor, " b"] | None = None
     events: UInt8[Tensor, "b c"] | None = None
+    link: Float[Tensor, "b l"] | None = None
+    """Not negative.  A pair of which query.link . key.link > 0 is linked and leaves the negatives."""
+    draw: Float[Tensor, " b"] | None = None
+    """Uniform in [0, 1): with it a linked pair leaves with probability min(1, query.link . key.link)."""
 
     @classmethod
     def of(cls, rows: Rows, by: Known) -> Marks:
@@ -57,6 +64,8 @@ class Marks:
             self.row[rows],
             None if self.labels is None else self.labels[rows],
             None if self.events is None else self.events[rows],
+            None if self.link is None else self.link[rows],
+            None if self.draw is None else self.draw[rows],
         )
 
     def __len__(self) -> int:
@@ -109,6 +118,15 @@ class Relation:
     def masks(self, start: int, stop: int) -> tuple[Bool[Tensor, "k n"], Bool[Tensor, "k n"]]:
         """(positive, negative) of the queries start..stop-1."""
         query, key = self.query[start:stop], self.key
+        positive, negative = self._known(query, key)
+        if query.link is None or key.link is None:
+            return positive, negative
+        linked = query.link @ key.link.T  # [k n]
+        if query.draw is None or key.draw is None:
+            return positive, negative & ~(linked > 0)
+        return positive, negative & ~(linked > torch.frac(query.draw[:, None] + key.draw[None, :]))
+
+    def _known(self, query: Marks, key: Marks) -> tuple[Bool[Tensor, "k n"], Bool[Tensor, "k n"]]:
         other = query.row[:, None] != key.row[None, :]  # [k n]
         if query.labels is not None and key.labels is not None:
             same = query.labels[:, None] == key.labels[None, :]

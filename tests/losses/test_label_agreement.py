@@ -1,0 +1,102 @@
+"""The terms of AV-SAL against loops over floats, and the calibration against a search."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from raytrain.losses.label_agreement import fit_calibration, jensen_shannon, label_error
+
+GENERATOR = torch.Generator().manual_seed(3)
+
+
+def logits(n: int, c: int, scale: float = 2.0) -> Tensor:
+    return scale * torch.randn(n, c, generator=GENERATOR, dtype=torch.float64) - 0.7
+
+
+def softmax(u: list[float], temperature: float) -> list[float]:
+    weights = [math.exp(x / temperature) for x in u]
+    return [w / sum(weights) for w in weights]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_binary_cross_entropy_is_its_equation(smoothing: float) -> None:
+    u, labels = logits(5, 4), [2, 0, -1, 2, 3]
+    found = label_error(u, torch.tensor(labels), kind="bce", smoothing=smoothing)
+    for row, label in enumerate(labels):
+        total = 0.0
+        for k in range(4):
+            y = (1 - smoothing) * (k == label) + smoothing * 0.5
+            s = 1 / (1 + math.exp(-u[row, k].item()))
+            total -= y * math.log(s) + (1 - y) * math.log(1 - s)
+        assert found[row].item() == pytest.approx(0.0 if label < 0 else total / 4, abs=1e-12)
+
+
+def test_l2_is_the_distance_to_the_target() -> None:
+    u, labels = logits(3, 5), [4, 1, -1]
+    found = label_error(u, torch.tensor(labels), kind="l2", smoothing=0.2)
+    for row, label in enumerate(labels):
+        squares = [
+            (1 / (1 + math.exp(-u[row, k].item())) - (0.8 * (k == label) + 0.1)) ** 2 for k in range(5)
+        ]
+        assert found[row].item() == pytest.approx(0.0 if label < 0 else math.sqrt(sum(squares)), abs=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_jensen_shannon_is_its_equation(temperature: float) -> None:
+    first, second = logits(6, 3), logits(6, 3)
+    second[4] = first[4]
+    found = jensen_shannon(first, second, temperature=temperature)
+    for row in range(6):
+        p, q = (softmax(u[row].tolist(), temperature) for u in (first, second))
+        m = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+        kl = [sum(a * math.log(a / b) for a, b in zip(x, m, strict=True)) for x in (p, q)]
+        assert found[row].item() == pytest.approx(sum(kl) / 2, abs=1e-12)
+    assert found[4].item() == pytest.approx(0, abs=1e-15)
+
+
+def test_jensen_shannon_is_bounded_and_finite_where_a_probability_vanishes() -> None:
+    first = torch.tensor([[900.0, -900.0], [0.0, 0.0]], requires_grad=True)
+    second = torch.tensor([[-900.0, 900.0], [0.0, -1e4]])
+    found = jensen_shannon(first, second, temperature=1.0)
+    found.sum().backward()
+    assert found[0].item() == pytest.approx(math.log(2), abs=1e-6)
+    assert 0 < found[1].item() < math.log(2)
+    assert first.grad is not None and first.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["temperature", "platt"])
+def test_calibration_is_the_minimum_that_a_search_finds(kind: str) -> None:
+    u = logits(400, 3)
+    labels = torch.multinomial(torch.softmax(0.4 * u, dim=1), 1, generator=GENERATOR).squeeze(1)
+    labels[::7] = -1
+    found = fit_calibration(u, labels, kind=kind)
+    known = (labels >= 0).numpy()
+    x, y = u.numpy()[known], np.eye(3)[labels.numpy()[known]]
+
+    def error(theta: np.ndarray) -> float:
+        z = theta[0] * x + (theta[1] if kind == "platt" else 0.0)
+        return float(np.mean(np.logaddexp(0, z) - y * z))
+
+    best = minimize(error, [1.0, 0.0][: 2 if kind == "platt" else 1], method="Nelder-Mead",
+                    options={"xatol": 1e-9, "fatol": 1e-14}).x  # fmt: skip
+    assert found.scale == pytest.approx(best[0], abs=1e-6)
+    assert found.offset == pytest.approx(best[1] if kind == "platt" else 0.0, abs=1e-6)
+    assert 0.1 < found.scale < 0.9, "overconfident logits are drawn in"
+
+
+def test_calibration_of_separable_rows_stays_finite() -> None:
+    u = torch.tensor([[5.0, -5.0], [-5.0, 5.0]])
+    found = fit_calibration(u, torch.tensor([0, 1]), kind="platt")
+    assert 1 < found.scale <= 100 and math.isfinite(found.offset)
+    assert fit_calibration(u, torch.tensor([0, 1]), kind="none") == (1.0, 0.0)
+
+
+def test_calibration_without_a_held_out_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs held-out rows with a class, got none of 2"):
+        fit_calibration(torch.zeros(2, 3), torch.tensor([-1, -1]), kind="temperature")
