@@ -104,6 +104,12 @@ class Train(Section):
     diagnose_every: int | None = Field(
         200, ge=1, description="steps between two looks at the gradient of each loss term; off: never"
     )
+    teacher: str | None = Field(
+        None, description="folder of a run whose trained teacher and class graph this run starts from"
+    )
+    publish_every: int = Field(
+        100, ge=1, description="steps between two copies of a teacher's weights to its actor"
+    )
     deterministic: bool = Field(True, description="refuse operations without a repeatable result")
 
     @model_validator(mode="after")

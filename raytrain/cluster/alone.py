@@ -10,12 +10,15 @@ import torch
 from raytrain.cluster.allocator import keep_freed_memory
 from raytrain.cluster.schedule import step_seed
 from raytrain.cluster.sources import Resident, batch_of, to_device
+from raytrain.cluster.teacher_store import FolderStore, TrainedTeacher, about, read_teacher
 from raytrain.cluster.training import Reporter, State, Training
 from raytrain.cluster.validation import Validation
 from raytrain.config import Config
 from raytrain.data.manifest import Dataset
 from raytrain.data.reading import Reading
 from raytrain.methods import build, resolve
+from raytrain.methods.base import Method
+from raytrain.teacher import GraphMaker, LocalMaker, Teacher
 from raytrain.types import Batch
 
 
@@ -43,7 +46,21 @@ class Held:
         torch.manual_seed(step_seed(config.train.seed, -1, 0))
         method = build(config, self.reading.dataset.manifest)
         order = self.reading.order(config)
-        return kind(config, method, order, folder, self.device), Resident(self.rows, order, 0, 1, self.device)
+        maker, given = local_teacher(config, self.reading.dataset, folder, method)
+        training = kind(config, method, order, folder, self.device, maker=maker, given=given)
+        return training, Resident(self.rows, order, 0, 1, self.device)
+
+
+def local_teacher(
+    config: Config, dataset: Dataset, folder: Path, method: Method
+) -> tuple[GraphMaker | None, TrainedTeacher | None]:
+    """Who makes the class graphs of a run without Ray and keeps its teacher, and the teacher that it was given."""
+    given = None
+    if config.train.teacher is not None:
+        given = read_teacher(Path(config.train.teacher), config, dataset)
+    if not method.teacher_state():
+        return None, given
+    return LocalMaker(Teacher(FolderStore(folder, about(config, dataset)))), given
 
 
 def train_alone(config: Config, dataset: Dataset, folder: Path, reporter: Reporter | None = None) -> State:

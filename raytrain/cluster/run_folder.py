@@ -6,6 +6,9 @@ checkpoints/       the newest states, to resume from
 best/              the weights with the best validation score, to evaluate
 history.jsonl      one line per validation
 tensorboard/       scalars, histograms, hparams
+moments.npz        sums of the teacher's soft labels that the newest class graph was asked of; for `raytrain graph`
+graphs/            the class graphs, one folder per refresh
+teacher/           the newest slow weights of the teacher, for `raytrain train --teacher`
 evaluation.json    what `raytrain evaluate` wrote
 """
 
@@ -25,14 +28,21 @@ from raytrain.data.manifest import Dataset
 
 CONFIG, ENVIRONMENT, HISTORY = "config.json", "environment.json", "history.jsonl"
 TENSORBOARD = "tensorboard"
+MOMENTS = "moments.npz"
 PACKAGES = ("raytrain", "torch", "ray", "numpy", "pyarrow", "safetensors")
 
 
 def write_text(path: Path, text: str) -> None:
     """The whole text or nothing: written beside, fsynced and renamed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """All of it or nothing, as `write_text`; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)

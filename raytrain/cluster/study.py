@@ -47,6 +47,7 @@ from raytrain.evaluation.moments import members_of, spread_of
 from raytrain.evaluation.negatives import false_negative_mass, pair_forces
 from raytrain.evaluation.relevance import By
 from raytrain.evaluation.retrieval import retrieve_both_ways
+from raytrain.graph.dependency import ClassDependency
 from raytrain.methods import build as build_method
 from raytrain.methods import resolve
 from raytrain.methods.base import Method
@@ -196,6 +197,9 @@ class _Inside:
         z = embed(method, self._rows.views, torch.device("cpu"))
         method.train(training)
         self.maps.append(retrieve_inside_views(z, self._known, by=self._by).map)
+
+    def adopted(self, step: int, graph: ClassDependency, values: dict[str, float]) -> None:
+        """No loss of the study makes a graph."""
 
     def close(self, best: dict[str, Any]) -> None:
         """Nothing is open."""

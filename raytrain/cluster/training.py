@@ -14,19 +14,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.cluster import checkpoint
-from raytrain.cluster.checkpoint import load_optimizer, optimizer_tensors
+from raytrain.cluster.checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 from raytrain.cluster.diagnostics import Watch
 from raytrain.cluster.meter import Meter
 from raytrain.cluster.precision import choose_precision
 from raytrain.cluster.schedule import learning_rate, step_seed
-from raytrain.cluster.sources import Source
+from raytrain.cluster.sources import Source, to_device
 from raytrain.cluster.step import WorldLoss, update
+from raytrain.cluster.teacher_store import TrainedTeacher
+from raytrain.cluster.teaching import Teaching
 from raytrain.cluster.validation import Validation
 from raytrain.collectives import num_ranks, rank
 from raytrain.config import Config, Optim
 from raytrain.data.order import SampleOrder, share
+from raytrain.graph.dependency import ClassDependency
 from raytrain.methods.base import Method
 from raytrain.models.ema import Ema
+from raytrain.teacher import GraphMaker
 from raytrain.types import Progress
 
 CHECKPOINTS = "checkpoints"
@@ -39,6 +43,7 @@ class Reporter(Protocol):
 
     def step(self, step: int, values: dict[str, float]) -> None: ...
     def validated(self, record: dict[str, Any], values: dict[str, float], method: Method) -> None: ...
+    def adopted(self, step: int, graph: ClassDependency, values: dict[str, float]) -> None: ...
     def close(self, best: dict[str, Any]) -> None: ...
 
 
@@ -62,9 +67,21 @@ class Training:
     """The tensors and the state of a run on one rank, and the loop over its steps."""
 
     def __init__(
-        self, config: Config, method: Method, order: SampleOrder, folder: Path, device: torch.device
+        self,
+        config: Config,
+        method: Method,
+        order: SampleOrder,
+        folder: Path,
+        device: torch.device,
+        *,
+        maker: GraphMaker | None = None,
+        given: TrainedTeacher | None = None,
     ):
+        """`maker` makes the class graphs and holds the teacher, for rank 0; by default in this process, and nothing
+        of it outlives the run.  `given` is the teacher of another run."""
         self.config, self.folder, self.device, self.order = config, folder, device, order
+        if given is not None:
+            given.give(method)
         self.method = method.to(device)
         if config.train.compile:
             if config.train.diagnose_every is not None:  # one graph is gone through once for every term
@@ -78,9 +95,21 @@ class Training:
         self._best: dict[str, Tensor] | None = None  # weights with the best score, not yet written
         self._saved_at = time.monotonic()
         self.num_steps = config.train.epochs * order.num_batches
-        self._restore()
+        found = self._restore()
         if not self.state.precision:
             self.state.precision = choose_precision(config, device)
+        self.teaching = Teaching(
+            config,
+            self.method,
+            order,
+            folder,
+            device,
+            precision=getattr(torch, self.state.precision),
+            maker=maker,
+            graph=None if given is None else given.graph,
+        )
+        if found is not None:
+            self.teaching.restore(found.tensors.get("teaching", {}), found.state["teaching"])
         world_loss = WorldLoss(self.method, getattr(torch, self.state.precision))
         world_loss.watch = self.watch
         self.world_loss: nn.Module = world_loss
@@ -97,16 +126,23 @@ class Training:
         Pauses when `until` epochs are done: another call goes on as if there had been no pause.
         """
         train, state = self.config.train, self.state
+        if self.finished:
+            self.teaching.finish(state.step)
         if self.finished or (until is not None and state.step >= until * self.order.num_batches):
             return state
         self.watch.num_classes = validation.num_classes
+        self.teaching.classes = validation.classes
         meter, since = Meter(), time.perf_counter()
         ranks, batches_per_epoch = num_ranks(), self.order.num_batches
         self.world_loss.train()
         for batch in source.batches(state.step):
             epoch, k = divmod(state.step, batches_per_epoch)
             size = int(self.order.bounds[k + 1] - self.order.bounds[k])
-            parts = [share(size, r, ranks) for r in range(ranks)]
+            sizes = tuple(part.stop - part.start for part in (share(size, r, ranks) for r in range(ranks)))
+            self._begin_stage(validation)
+            self.teaching.before_step(
+                state.step, batch, sizes, None if reporter is None else reporter.adopted
+            )
             progress = Progress(state.step, epoch, state.step / self.num_steps, train.seed)
             torch.manual_seed(step_seed(train.seed, state.step, rank()))
             rate = learning_rate(state.step, self.num_steps, self.config.optim)
@@ -115,7 +151,7 @@ class Training:
                     self.world_loss,
                     self.method,
                     batch,
-                    tuple(part.stop - part.start for part in parts),
+                    sizes,
                     progress,
                     optimizer=self.optimizer,
                     learning_rate=rate,
@@ -132,12 +168,13 @@ class Training:
                 ) from None
             meter.add(updated, size)
             state.step += 1
+            self.teaching.after_step(state.step)
             epoch_ends = k + 1 == batches_per_epoch
             if state.step % train.log_every == 0 or epoch_ends:
                 now = time.perf_counter()
                 values = {**meter.means(), "lr": rate, "rows_per_s": meter.rows / (now - since)}
                 if reporter is not None:
-                    reporter.step(state.step, values)
+                    reporter.step(state.step, {**values, **self.teaching.log_values()})
                 meter, since = Meter(), now
             last = state.step == self.num_steps
             if epoch_ends and ((epoch + 1) % train.validate_every == 0 or last):
@@ -149,6 +186,8 @@ class Training:
             if self.finished or paused:
                 break
         assert self.finished or paused, "the source ended before the run did"
+        if self.finished:
+            self.teaching.finish(state.step)
         return state
 
     @property
@@ -165,6 +204,16 @@ class Training:
             return averaged
         return self.method
 
+    def _begin_stage(self, validation: Validation) -> None:
+        """Where a stage begins: a checkpoint of what was before it, then its beginning, which a resumed run repeats."""
+        stage = self.teaching.stages.get(self.state.step)
+        if stage is None:
+            return
+        self.save()
+        self.method.eval()
+        self.method.begin(stage, to_device(validation.rows, self.device))
+        self.world_loss.train()
+
     def _validate(
         self, epoch: int, values: dict[str, float], validation: Validation, reporter: Reporter | None
     ) -> None:
@@ -180,14 +229,20 @@ class Training:
         seen = {f"diagnostics/train/{name}": value for name, value in self.watch.read().items()}
         record = {"epoch": epoch + 1, "step": state.step, **scores, **seen}
         state.history.append(record)
-        if rank() != 0:
-            return
-        if improved:
+        if improved and rank() == 0:
             self._best = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
-        if self.finished or time.monotonic() - self._saved_at >= train.checkpoint_seconds:
+        if self._save_is_due():
             self.save()
         if reporter is not None:
             reporter.validated(record, values, self.method)
+
+    def _save_is_due(self) -> bool:
+        """By the clock of rank 0, for all ranks."""
+        old = time.monotonic() - self._saved_at >= self.config.train.checkpoint_seconds
+        due = torch.tensor([float(self.finished or old)], device=self.device)
+        if num_ranks() > 1:
+            torch.distributed.broadcast(due, src=0)
+        return bool(due.item())
 
     def save(self) -> None:
         """The best weights, if there are new ones, then all that a resumed run needs.
@@ -195,6 +250,7 @@ class Training:
         Every rank holds the same tensors, so rank 0 writes for all.
         """
         seen = self.watch.state_dict()
+        teaching, facts = self.teaching.state()
         if rank() != 0:
             return
         if self._best is not None:
@@ -206,22 +262,27 @@ class Training:
             tensors["ema"] = self.ema.state_dict()
         if seen:
             tensors["diagnostics"] = seen
+        if teaching:
+            tensors["teaching"] = teaching
+        state = {**_plain(self.state), "teaching": facts}
         folder = self.folder / CHECKPOINTS
-        checkpoint.save(checkpoint.path_of_step(folder, self.state.step), tensors, _plain(self.state))
+        checkpoint.save(checkpoint.path_of_step(folder, self.state.step), tensors, state)
         checkpoint.prune(folder, self.config.train.keep_checkpoints)
         self._saved_at = time.monotonic()
 
-    def _restore(self) -> None:
+    def _restore(self) -> Checkpoint | None:
         found = checkpoint.latest(self.folder / CHECKPOINTS)
         if found is None:
-            return
+            return None
         self.method.load_state_dict(found.tensors["model"])
         load_optimizer(self.optimizer, found.tensors["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(found.tensors["ema"])
         self.watch.load_state_dict(found.tensors.get("diagnostics", {}), self.device)
         best = found.state["best_score"]
-        self.state = State(**{**found.state, "best_score": -math.inf if best is None else best})
+        own = {name: value for name, value in found.state.items() if name != "teaching"}
+        self.state = State(**{**own, "best_score": -math.inf if best is None else best})
+        return found
 
 
 def _plain(state: State) -> dict[str, Any]:

@@ -24,22 +24,24 @@ class Validation:
     """MAP where the run may see labels; recall of the clip's own pair among ten where it may not."""
 
     def __init__(self, reading: Reading, device: torch.device):
-        self._rows = batch_of(reading.whole())
+        self.rows = batch_of(reading.whole())
+        """Without what training may not see."""
         self._by = RELEVANT_BY[reading.annotation]
         self._device = device
+        self.classes = reading.dataset.manifest.classes
         self.num_classes = reading.dataset.manifest.num_classes
         self.selects_by = "r@10" if self._by == "pair" else "map"
 
     def score(self, method: Method) -> dict[str, float]:
         """The scores, and `diagnostics/validation/...`, on every rank; rank 0 ranks."""
-        embeddings = embed(method, self._rows.views, self._device)
+        embeddings = embed(method, self.rows.views, self._device)
         first, second = embeddings
         paired = self._by == "pair"
         ways = [] if paired else [f"map_{first}_to_{second}", f"map_{second}_to_{first}"]
         means = ["r@10", "r@1", "median_rank"] if paired else ["map", "r@1", "r@10"]
         values = torch.zeros(len(means + ways), dtype=torch.float64, device=self._device)
         if rank() == 0:
-            known = {"class": self._rows.labels, "events": self._rows.events, "pair": self._rows.row}[
+            known = {"class": self.rows.labels, "events": self.rows.events, "pair": self.rows.row}[
                 self._by
             ]
             assert known is not None, "the reading has the annotation that it names"
@@ -56,5 +58,5 @@ class Validation:
         }
 
     def _spread(self, embeddings: dict[str, Tensor]) -> dict[str, float]:
-        members = members_of(self._rows.labels, self._rows.events, self.num_classes)
+        members = members_of(self.rows.labels, self.rows.events, self.num_classes)
         return spread_of(embeddings, None if members is None else members.to(self._device))

@@ -80,8 +80,12 @@ class MomentAccumulator:
         visual: Float[np.ndarray, "n c"],
         labels: Int[np.ndarray, " n"],
         clips: Int[np.ndarray, " n"],
+        permuted: Int[np.ndarray, " n"] | None = None,
     ) -> None:
         """Adds rows: soft labels of both modalities, the annotated class, the id of the clip.
+
+        `permuted` are the labels under which nothing depends on anything; by default those of these rows, permuted.
+        Ranks that share a batch permute over all of it and give each its part.
 
         Rows without a class (label -1) are left out: they have no context.  Raises ValueError on rows of a
         softmax, on values that are not finite and on labels out of range.
@@ -106,11 +110,12 @@ class MomentAccumulator:
         if self.decay < 1:
             for name in FIELDS:
                 getattr(self, name).__imul__(self.decay ** (2 if name == "weight_of_squares" else 1))
+        if permuted is None:
+            permuted = permuted_labels(labels, clips, self.seed)
         known = labels >= 0
         rows = np.concatenate([audio, visual], axis=1)[known] - self.shift
-        labels = labels[known]
+        labels, shuffled = labels[known], permuted[known]
         group = (hashed(clips[known], self.seed) % np.uint64(self.num_groups)).astype(np.int64)
-        shuffled = labels[np.argsort(hashed(clips[known], self.seed + 1), kind="stable")]
         for g in np.unique(group):
             here = group == g
             x = rows[here]
@@ -256,6 +261,16 @@ def centred_log_ratio(probabilities: Float[np.ndarray, "n c"]) -> Float[np.ndarr
         raise ValueError("probabilities must lie in [0, 1]; for logits make the moments with inputs='logits'")
     logs = np.log(np.maximum(probabilities, 1e-12))
     return logs - logs.mean(axis=1, keepdims=True)
+
+
+def permuted_labels(
+    labels: Int[np.ndarray, " n"], clips: Int[np.ndarray, " n"], seed: int
+) -> Int[np.ndarray, " n"]:
+    """The classes of the rows in another order, by a hash of the clip ids; rows without a class stay without."""
+    permuted = labels.copy()
+    known = labels >= 0
+    permuted[known] = labels[known][np.argsort(hashed(clips[known], seed + 1), kind="stable")]
+    return permuted
 
 
 def hashed(clips: Int[np.ndarray, " n"], seed: int) -> UInt64[np.ndarray, " n"]:
