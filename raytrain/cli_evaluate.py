@@ -75,9 +75,17 @@ def evaluate(
     click.echo(f"written: {written}" + (f", {report}" if report else ""))
 
 
+def _cell(values: dict[str, float], key: str) -> str:
+    if key not in values:
+        return ""
+    return f"{values[key]:.1f}" if key == "median_rank" else f"{values[key]:.4f}"
+
+
 def print_scores(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from raytrain.evaluation.report import rows_of
 
     relevant = {"class": "the same class", "events": "any event in common", "pair": "the clip's own pair"}
     table = Table(
@@ -88,19 +96,22 @@ def print_scores(found: dict[str, Any]) -> None:
     table.add_column("")
     for label in COLUMNS.values():
         table.add_column(label, justify="right")
-    for name, scores in [("this run", found["scores"]), *found["references"].items()]:
+    for name, scores in rows_of(found).items():
         for way, values in scores.items():
             table.add_row(
                 f"{name}, {way}",
-                *(f"{values[k]:.1f}" if k == "median_rank" else f"{values[k]:.4f}" for k in COLUMNS),
+                *(_cell(values, k) for k in COLUMNS),
                 style="bold" if name == "this run" and way == "mean" else None,
             )
         table.add_section()
     console = Console(width=None if Console().is_terminal else 160)
     console.print(table)
-    low, high = found["interval"]
-    mean = found["scores"]["mean"]["map"]
-    console.print(f"MAP {mean:.4f}, 95 % interval over queries {low:.4f} to {high:.4f}", highlight=False)
+    if found["interval"] is not None:
+        low, high = found["interval"]
+        mean = found["scores"]["mean"]["map"]
+        console.print(f"MAP {mean:.4f}, 95 % interval over queries {low:.4f} to {high:.4f}", highlight=False)
+    for view, value in found["top_1"].items():
+        console.print(f"top-1 of {view} alone {value:.4f}", highlight=False)
     missing = sum(scores["num_without_relevant"] for way, scores in found["scores"].items() if way != "mean")
     if missing:
         console.print(f"{missing:.0f} queries have no relevant item and count in no mean", highlight=False)

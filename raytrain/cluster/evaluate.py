@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,32 @@ import torch
 from jaxtyping import Float, Int, UInt8
 
 from raytrain.cluster import checkpoint, run_folder
-from raytrain.cluster.embed import embed
+from raytrain.cluster.embed import class_scores, embed
 from raytrain.cluster.sources import batch_of
 from raytrain.cluster.training import BEST
 from raytrain.config import Config
 from raytrain.data.manifest import Dataset, open_dataset
 from raytrain.data.shards import read_split
+from raytrain.evaluation.classification import top_1
 from raytrain.evaluation.references import reference_rows
 from raytrain.evaluation.relevance import By
-from raytrain.evaluation.retrieval import BothWays, retrieve_both_ways
+from raytrain.evaluation.retrieval import (
+    AllWays,
+    BothWays,
+    recall_within,
+    retrieve_all_ways,
+    retrieve_both_ways,
+)
 from raytrain.evaluation.statistics import bootstrap_interval, compare
+from raytrain.losses.dcca import fit_linear_cca
 from raytrain.methods import build
 from raytrain.methods.base import Method
 
 REFERENCE_ROWS = 20_000
 """Train rows that the references are fitted on: scikit-learn takes minutes for more."""
+
+PROJECTION_DIMENSIONS, PROJECTION_RIDGE = 10, 1e-4
+"""Of the linear CCA of embeddings (arXiv:2604.04229)."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,8 @@ class Embedded:
     row: Int[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"] | None
     events: UInt8[np.ndarray, "n c"] | None
+    class_scores: dict[str, Float[np.ndarray, "n c"]] = field(default_factory=dict)
+    """By view, of a method that classifies."""
 
     def known(self, by: By) -> np.ndarray:
         """Raises ValueError where the split does not have what relevance is asked by."""
@@ -50,8 +65,24 @@ class Embedded:
             )
         return found
 
-    def retrieve(self, by: By) -> BothWays:
-        return retrieve_both_ways(dict(self.embeddings), self.known(by), by=by)
+    def retrieve(self, by: By) -> AllWays:
+        """Between every two views."""
+        return retrieve_all_ways(self.embeddings, self.known(by), by=by)
+
+    def within(self, by: By) -> dict[str, dict[str, float]]:
+        """R@k of the other clips of the same view, own clip left out: of views that are classified, or of the one
+        view there is.  Nothing by pair."""
+        if by == "pair":
+            return {}
+        views = [view for view in self.embeddings if view in self.class_scores or len(self.embeddings) == 1]
+        return {view: recall_within(self.embeddings[view], self.known(by), by=by) for view in views}
+
+    def top_1(self) -> dict[str, float]:
+        """By view, of a method that classifies, where the split has labels."""
+        if self.labels is None:
+            return {}
+        labels = torch.from_numpy(self.labels)
+        return {view: top_1(torch.from_numpy(scores), labels) for view, scores in self.class_scores.items()}
 
 
 def load(folder: Path) -> tuple[Config, Dataset, Method]:
@@ -82,9 +113,12 @@ def embed_split(method: Method, dataset: Dataset, split: str, views: tuple[str, 
     dataset.verify(split)
     arrays = read_split(dataset, split, views=views)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    embeddings = embed(method.to(device), batch_of(arrays).views, device)
-    found = {name: z.cpu().numpy() for name, z in embeddings.items()}
-    return Embedded(arrays.views, found, arrays.row, arrays.labels, arrays.events)
+    rows = batch_of(arrays).views
+    embeddings, scores = (
+        {name: z.cpu().numpy() for name, z in made(method.to(device), rows, device).items()}
+        for made in (embed, class_scores)
+    )
+    return Embedded(arrays.views, embeddings, arrays.row, arrays.labels, arrays.events, scores)
 
 
 @dataclass(frozen=True)
@@ -108,10 +142,6 @@ def evaluate(folder: Path, options: Options) -> dict[str, Any]:
     by = options.by or relevance_of(dataset)
     split = embed_split(method, dataset, options.split, config.data.views)
     found = split.retrieve(by)
-    generator = np.random.default_rng(options.seed)
-    interval = bootstrap_interval(
-        _ap_of_clips(found), level=0.95, num_resamples=options.resamples, generator=generator
-    )
     return {
         "run": str(folder),
         "dataset": dataset.manifest.name,
@@ -122,19 +152,53 @@ def evaluate(folder: Path, options: Options) -> dict[str, Any]:
         "num_clips": len(split.row),
         "selected": _selected(folder),
         "scores": found.summary(),
-        "interval": [interval.low, interval.high],
+        "interval": _interval(found, options),
+        "top_1": split.top_1(),
+        "within": split.within(by),
+        "projections": _projections(method, dataset, config, split, by),
         "references": _references(dataset, config, split, by) if options.references else {},
         "per_class": _per_class(found, dataset.manifest.classes) if by != "pair" else {},
     }
 
 
-def _ap_of_clips(found: BothWays) -> Float[np.ndarray, " n"]:
-    """AP of each clip, mean of its two queries; of one where only one has an answer."""
-    both = np.stack([found.there.ap, found.back.ap])
-    some = ~np.isnan(both).all(axis=0)
-    mean = np.full(both.shape[1], np.nan)
-    mean[some] = np.nanmean(both[:, some], axis=0)
-    return mean
+def _interval(found: AllWays, options: Options) -> list[float] | None:
+    """Of the MAP, over clips; None of one view."""
+    if not found.pairs:
+        return None
+    generator = np.random.default_rng(options.seed)
+    interval = bootstrap_interval(
+        found.ap_of_clips(), level=0.95, num_resamples=options.resamples, generator=generator
+    )
+    return [interval.low, interval.high]
+
+
+def _projections(
+    method: Method, dataset: Dataset, config: Config, split: Embedded, by: By
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores after a linear CCA of the train split's embeddings, of a run that was trained without annotations."""
+    if config.data.annotation != "none" or len(split.embeddings) < 2:
+        return {}
+    train = embed_split(method, dataset, "train", config.data.views)
+    dimensions = min(PROJECTION_DIMENSIONS, *(z.shape[1] for z in split.embeddings.values()))
+    found = project(train.embeddings, split.embeddings, dimensions=dimensions)
+    ways = AllWays(tuple(retrieve_both_ways(pair, split.known(by), by=by) for pair in found))
+    return {f"after linear CCA ({dimensions})": ways.summary()}
+
+
+def project(
+    train: Mapping[str, Float[np.ndarray, "n d"]],
+    split: Mapping[str, Float[np.ndarray, "m d"]],
+    *,
+    dimensions: int,
+) -> list[dict[str, Float[np.ndarray, "m k"]]]:
+    """Every two views of a split after the linear CCA of their train embeddings."""
+    projected = []
+    for first, second in combinations(split, 2):
+        audio, visual = (torch.from_numpy(train[view][:REFERENCE_ROWS]) for view in (first, second))
+        cca = fit_linear_cca(audio, visual, dimensions=dimensions, ridge=PROJECTION_RIDGE)
+        images = cca.project(torch.from_numpy(split[first]), torch.from_numpy(split[second]))
+        projected.append({first: images[0].numpy(), second: images[1].numpy()})
+    return projected
 
 
 def _selected(folder: Path) -> dict[str, Any]:
@@ -146,22 +210,26 @@ def _selected(folder: Path) -> dict[str, Any]:
 def _references(
     dataset: Dataset, config: Config, split: Embedded, by: By
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """The reference rows, fitted on the first REFERENCE_ROWS train rows: ingest has shuffled them."""
+    """The reference rows of every two views, fitted on the first REFERENCE_ROWS train rows (ingest shuffles)."""
     train = read_split(dataset, "train", views=config.data.views)
     rows = slice(0, REFERENCE_ROWS)
-    found = reference_rows(
-        {name: x[rows] for name, x in train.views.items()},
-        None if train.labels is None or config.data.annotation != "label" else train.labels[rows],
-        dict(split.features),
-        split.known(by),
-        by=by,
-    )
-    return {name: both.summary() for name, both in found.items()}
+    labels = None if train.labels is None or config.data.annotation != "label" else train.labels[rows]
+    found: dict[str, list[BothWays]] = {}
+    for pair in combinations(split.features, 2):
+        of_pair = reference_rows(
+            {name: train.views[name][rows] for name in pair},
+            labels,
+            {name: split.features[name] for name in pair},
+            split.known(by),
+            by=by,
+        )
+        for name, both in of_pair.items():
+            found.setdefault(name, []).append(both)
+    return {name: AllWays(tuple(pairs)).summary() for name, pairs in found.items()}
 
 
-def _per_class(found: BothWays, classes: tuple[str, ...]) -> dict[str, float]:
-    there, back = found.there.per_class(), found.back.per_class()
-    return {classes[c]: (there[c] + back[c]) / 2 for c in there if c in back}
+def _per_class(found: AllWays, classes: tuple[str, ...]) -> dict[str, float]:
+    return {classes[c]: value for c, value in found.per_class().items()} if found.pairs else {}
 
 
 def compare_runs(folders: list[Path], options: Options) -> dict[str, Any]:
@@ -181,7 +249,9 @@ def compare_runs(folders: list[Path], options: Options) -> dict[str, Any]:
         fingerprint = dataset.fingerprint
         by = options.by or relevance_of(dataset)
         found = embed_split(method, dataset, options.split, config.data.views).retrieve(by)
-        values.append(_ap_of_clips(found))
+        if not found.pairs:
+            raise ValueError(f"{folder} embeds one view only, so it has no ranking across views to compare")
+        values.append(found.ap_of_clips())
         rows.append({"run": str(folder), "relevant_by": by, "scores": found.summary()})
     generator = np.random.default_rng(options.seed)
     for row, value in zip(rows[1:], values[1:], strict=True):

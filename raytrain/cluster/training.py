@@ -220,7 +220,7 @@ class Training:
         train, state = self.config.train, self.state
         scores = validation.score(self.evaluated)
         self.world_loss.train()
-        score = scores[validation.selects_by]
+        score = scores[validation.selects_by(self.evaluated)]
         improved = score > state.best_score
         state.stale = 0 if improved else state.stale + 1
         if improved:

@@ -43,7 +43,8 @@ def write_report(run: Path) -> Path:
         f"<h2>Retrieval on the {evaluation['split']} split</h2>",
         f"<p>{html.escape(_protocol(evaluation))}</p>",
         _table(evaluation),
-        _image(_bars(evaluation), "MAP beside the references, with 95 % intervals over queries"),
+        *_map_beside(evaluation),
+        _top_1(evaluation),
         "<h2>Training</h2>",
         _image(_curves(history), "Loss and validation scores by epoch"),
     ]
@@ -83,20 +84,44 @@ def _protocol(evaluation: dict[str, Any]) -> str:
     )
 
 
+def rows_of(evaluation: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores by what gave them and by direction: this run, within a view, after a projection, the references."""
+    within = {f"{view}->{view}, own clip left out": of for view, of in evaluation["within"].items()}
+    found = {
+        "this run": {**evaluation["scores"], **within},
+        **{f"this run {name}": scores for name, scores in evaluation["projections"].items()},
+        **evaluation["references"],
+    }
+    return {name: scores for name, scores in found.items() if scores}
+
+
+def _top_1(evaluation: dict[str, Any]) -> str:
+    found = ", ".join(f"{view} alone {value:.4f}" for view, value in evaluation["top_1"].items())
+    return f"<h2>Classification</h2><p>Top-1 of {html.escape(found)}.</p>" if found else ""
+
+
 def _table(evaluation: dict[str, Any]) -> str:
     rows = []
-    for name, scores in [("this run", evaluation["scores"]), *evaluation["references"].items()]:
+    for name, scores in rows_of(evaluation).items():
         for way, values in scores.items():
-            cells = "".join(f"<td>{values[key]:.4f}</td>" for key in METRICS)
+            cells = "".join(
+                f"<td>{values[key]:.4f}</td>" if key in values else "<td></td>" for key in METRICS
+            )
             rows.append(f"<tr><td>{html.escape(name)}, {html.escape(way)}</td>{cells}</tr>")
     head = "".join(f"<th>{label}</th>" for label in METRICS.values())
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
+def _map_beside(evaluation: dict[str, Any]) -> list[str]:
+    """The picture of the MAP; none of a run of one view."""
+    if evaluation["interval"] is None:
+        return []
+    return [_image(_bars(evaluation), "MAP beside the references, with 95 % intervals over queries")]
+
+
 def _bars(evaluation: dict[str, Any]) -> Figure:
-    names = ["this run", *evaluation["references"]]
-    values = [evaluation["scores"]["mean"]["map"]]
-    values += [scores["mean"]["map"] for scores in evaluation["references"].values()]
+    means = {name: scores["mean"]["map"] for name, scores in rows_of(evaluation).items()}
+    names, values = list(means), list(means.values())
     figure, axes = plt.subplots(figsize=(7, 0.55 * len(names) + 0.9), layout="constrained")
     axes.barh(names, values, color=[INK, *[SOFT] * (len(names) - 1)], height=0.6)
     low, high = evaluation["interval"]
@@ -114,7 +139,7 @@ def _curves(history: list[dict[str, Any]]) -> Figure:
     epochs = [record["epoch"] for record in history]
     left.plot(epochs, [record["loss"] for record in history], color=INK)
     left.set(xlabel="epoch", ylabel="training loss")
-    scores = [key for key in history[0] if key.startswith("map") or key == "r@10"]
+    scores = [key for key in history[0] if key.startswith("map") or key in {"r@10", "top-1"}]
     for key in scores:
         right.plot(epochs, [record[key] for record in history], label=key, lw=2 if key == "map" else 1)
     right.set(xlabel="epoch", ylabel="validation")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from raytrain.types import UNANNOTATED
 Embeddings = Float[np.ndarray, "_ _"] | Float[Tensor, "_ _"]
 """Rows by dimensions; sizes that do not fit are refused by name."""
 Known = Integer[np.ndarray, "..."] | Bool[np.ndarray, "..."] | Integer[Tensor, "..."] | Bool[Tensor, "..."]
+
+ELEMENTS_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,49 @@ class BothWays:
         return {f"{first}->{second}": there, f"{second}->{first}": back, "mean": both}
 
 
+@dataclass(frozen=True)
+class AllWays:
+    """Both directions between every two of some views; of one view there are none."""
+
+    pairs: tuple[BothWays, ...]
+
+    @property
+    def ways(self) -> dict[tuple[str, str], Retrieval]:
+        """By (query's view, gallery's view)."""
+        found: dict[tuple[str, str], Retrieval] = {}
+        for pair in self.pairs:
+            first, second = pair.views
+            found |= {(first, second): pair.there, (second, first): pair.back}
+        return found
+
+    @property
+    def map(self) -> float:
+        """Mean of the MAP of all directions; NaN of one view."""
+        return float(np.mean([way.map for way in self.ways.values()])) if self.pairs else float("nan")
+
+    def ap_of_clips(self) -> Float[np.ndarray, " n"]:
+        """AP of each clip: the mean over its queries that have an answer; NaN where none has."""
+        ap = np.stack([way.ap for way in self.ways.values()])
+        some = ~np.isnan(ap).all(axis=0)
+        mean = np.full(ap.shape[1], np.nan)
+        mean[some] = np.nanmean(ap[:, some], axis=0)
+        return mean
+
+    def per_class(self) -> dict[int, float]:
+        """MAP by class, mean of all directions; classes without a query in one of them are left out."""
+        found = [way.per_class() for way in self.ways.values()]
+        return {c: sum(of[c] for of in found) / len(found) for c in found[0] if all(c in of for of in found)}
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """By direction, and `mean` over them; nothing of one view."""
+        found = {f"{query}->{gallery}": way.summary() for (query, gallery), way in self.ways.items()}
+        if not found:
+            return {}
+        every = list(found.values())
+        keys = [key for key in every[0] if not key.startswith("num_")]
+        return {**found, "mean": {key: sum(of[key] for of in every) / len(every) for key in keys}}
+
+
 def retrieve(
     query: Embeddings, gallery: Embeddings, query_known: Known, gallery_known: Known, *, by: By
 ) -> Retrieval:
@@ -184,6 +230,40 @@ def retrieve_both_ways(embeddings: Mapping[str, Embeddings], known: Known, *, by
     there = retrieve(embeddings[first], embeddings[second], known, known, by=by)
     back = retrieve(embeddings[second], embeddings[first], known, known, by=by)
     return BothWays((first, second), there, back)
+
+
+def retrieve_all_ways(embeddings: Mapping[str, Embeddings], known: Known, *, by: By) -> AllWays:
+    """Both directions between every two views of the same clips; row i of every view is clip i."""
+    pairs = combinations(embeddings, 2)
+    return AllWays(
+        tuple(retrieve_both_ways({a: embeddings[a], b: embeddings[b]}, known, by=by) for a, b in pairs)
+    )
+
+
+def recall_within(
+    embeddings: Embeddings, known: Known, *, by: By, ks: tuple[int, ...] = (1, 5, 10)
+) -> dict[str, float]:
+    """R@k of one view: every clip asks for the other clips of the split, its own left out.
+
+    The share of queries with a relevant clip among the first k, of those that have a relevant clip at all; NaN where
+    there is none.  Ties count against us.  By pair nothing is relevant but the clip that is left out: refused.
+    """
+    if by == "pair":
+        raise ValueError("retrieval within a view needs classes or events: the clip's own pair is left out")
+    known = _as_array(known)
+    relevance, rows = Relevance(by, known, known), _unit(embeddings, "query")
+    rows = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+    first = np.full(len(rows), np.nan)
+    step = max(1, ELEMENTS_AT_ONCE // len(rows))
+    for start in range(0, len(rows), step):
+        here = slice(start, min(start + step, len(rows)))
+        scores, relevant = rows[here] @ rows.T, relevance.block(here)
+        own = np.arange(len(rows))[None, :] == np.arange(here.start, here.stop)[:, None]
+        best = np.where(relevant & ~own, scores, -np.inf).max(axis=1, keepdims=True)
+        ahead = ((scores >= best) & ~relevant & ~own).sum(axis=1)
+        first[here] = np.where(np.isfinite(best[:, 0]), ahead + 1.0, np.nan)
+    some = first[~np.isnan(first)]
+    return {f"r@{k}": _mean((some <= k).astype(np.float64)) for k in ks}
 
 
 def _unit(rows: Embeddings, side: str) -> Embeddings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class Method(nn.Module, ABC):
     """What the paper trains with: values for keys of [data], [model], [optim], [train] that the user leaves open."""
     num_views: ClassVar[tuple[int, int | None]] = (2, 2)
     """Fewest and most views that it trains on; None: any number."""
+    selected_by: ClassVar[Literal["retrieval", "top-1"]] = "retrieval"
+    """What selects weights on the validation split: retrieval across views, or how often `class_scores` are right."""
     towers: Towers
 
     @classmethod
@@ -105,3 +107,10 @@ class Method(nn.Module, ABC):
     def embed(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b d"]]:
         """Unit-norm embeddings by view, for evaluation and search."""
         return self.towers(views)[0]
+
+    def class_scores(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b c"]]:
+        """By view, scores of the classes from that view alone: what a classifier is measured by.
+
+        Nothing where the method is no classifier.
+        """
+        return {}

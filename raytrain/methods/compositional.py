@@ -98,6 +98,7 @@ class Compositional(Method):
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"data": {"batch_size": 128}}
     num_views: ClassVar[tuple[int, int | None]] = (2, None)
     """The student's view and at least one teacher's."""
+    selected_by = "top-1"
 
     def __init__(
         self, settings: CompositionalSettings, views: Mapping[str, ViewInput], model: Model, num_classes: int
@@ -209,6 +210,10 @@ class Compositional(Method):
         """Class logits by view: the student's from the student's view alone, the teachers' from theirs."""
         features = self.towers.features(views)
         return {name: self._head(name)(x) for name, x in features.items()}
+
+    def class_scores(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b c"]]:
+        """The student's alone: what distillation is for."""
+        return self.logits({self.student: views[self.student]})
 
     def embed(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b d"]]:
         """Unit-norm embeddings by view."""

@@ -10,10 +10,10 @@ import torch
 from sklearn.metrics import average_precision_score
 from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_normalized_dcg
 
-from raytrain.evaluation import ranking
+from raytrain.evaluation import ranking, retrieval
 from raytrain.evaluation.ranking import rank_by_numpy, rank_by_torch
 from raytrain.evaluation.relevance import Relevance
-from raytrain.evaluation.retrieval import retrieve, retrieve_both_ways
+from raytrain.evaluation.retrieval import recall_within, retrieve, retrieve_all_ways, retrieve_both_ways
 from raytrain.types import UNANNOTATED
 
 
@@ -264,3 +264,66 @@ def test_a_row_of_zeros_is_at_cosine_zero():
         np.zeros((1, 2), np.float32), np.eye(2, dtype=np.float32), np.array([0]), np.array([0, 1]), by="class"
     )
     assert out.ap[0] == 0.5
+
+
+def test_all_ways_are_the_mean_over_every_two_views():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 4, 40)
+    labels[5] = UNANNOTATED
+    views = {v: rng.normal(size=(40, 6)).astype(np.float32) + labels[:, None] * 0.1 for v in "abc"}
+    out = retrieve_all_ways(views, labels, by="class")
+    one_by_one = {
+        (x, y): retrieve(views[x], views[y], labels, labels, by="class")
+        for x in "abc"
+        for y in "abc"
+        if x != y
+    }
+    assert out.ways.keys() == one_by_one.keys()
+    assert out.map == pytest.approx(np.mean([way.map for way in one_by_one.values()]))
+    assert out.summary()["mean"]["r@5"] == pytest.approx(
+        np.mean([w.recall_at(5) for w in one_by_one.values()])
+    )
+    assert out.summary()["c->a"]["map"] == one_by_one[("c", "a")].map
+    clips = out.ap_of_clips()
+    assert np.isnan(clips[5]) and np.nanmean(clips) == pytest.approx(out.map)
+    per_class = [way.per_class() for way in one_by_one.values()]
+    assert out.per_class() == {c: pytest.approx(np.mean([of[c] for of in per_class])) for c in range(4)}
+
+
+def test_two_views_are_both_ways_and_one_view_is_none():
+    query, gallery, labels, _ = world(4, q=30, g=30)
+    views = {"audio": query, "visual": gallery}
+    both, all_ways = (
+        retrieve_both_ways(views, labels, by="class"),
+        retrieve_all_ways(views, labels, by="class"),
+    )
+    assert all_ways.map == both.map and all_ways.summary() == both.summary()
+    alone = retrieve_all_ways({"audio": query}, labels, by="class")
+    assert alone.summary() == {} and math.isnan(alone.map)
+
+
+@pytest.mark.parametrize("by", ["class", "events"])
+def test_recall_within_a_view_leaves_the_own_clip_out(by, monkeypatch):
+    rng = np.random.default_rng(8)
+    rows = np.round(rng.normal(size=(31, 3)), 1).astype(np.float32)
+    rows[7] = rows[3]  # ties
+    known = (
+        rng.integers(0, 9, 31) if by == "class" else rng.integers(0, 2, (31, 6)) & rng.integers(0, 2, (31, 6))
+    )
+    if by == "class":
+        known[:3] = UNANNOTATED, 20, 21  # alone in their class
+    monkeypatch.setattr(retrieval, "ELEMENTS_AT_ONCE", 31 * 7)
+    found = recall_within(rows, known, by=by, ks=(1, 4))
+    scores = unit(rows.astype(np.float64)).astype(np.float32)
+    scores = (scores @ scores.T).tolist()
+    relevant = relevance_loops(by, known.tolist(), known.tolist())
+    first = []
+    for i in range(31):
+        order = sorted((j for j in range(31) if j != i), key=lambda j, i=i: (-scores[i][j], relevant[i][j]))
+        places = [place for place, j in enumerate(order, start=1) if relevant[i][j]]
+        first += places[:1]
+    assert 20 < len(first) < 31
+    for k in (1, 4):
+        assert found[f"r@{k}"] == pytest.approx(np.mean([place <= k for place in first]), abs=1e-9)
+    with pytest.raises(ValueError, match="own pair is left out"):
+        recall_within(rows, np.arange(31), by="pair")
