@@ -21,6 +21,12 @@ import click
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file to start from.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. optim.lr=3e-4.")
 @click.option(
+    "--teacher",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Start from the teacher and class graph that another run has trained.",
+)
+@click.option(
     "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run."
 )
 def train(
@@ -33,6 +39,7 @@ def train(
     out: Path | None,
     file: Path | None,
     overrides: tuple[str, ...],
+    teacher: Path | None,
     resume: Path | None,
 ) -> None:
     """Train on DATA, a folder that `raytrain ingest` wrote; the best weights by validation MAP are kept."""
@@ -43,7 +50,9 @@ def train(
     console = Console()
     if resume is not None:
         if (
-            any(value is not None for value in (data, method, loss, workers, epochs, seed, out, file))
+            any(
+                value is not None for value in (data, method, loss, workers, epochs, seed, out, file, teacher)
+            )
             or overrides
         ):
             raise click.UsageError("--resume goes on with the run's own configuration; give it alone")
@@ -53,7 +62,12 @@ def train(
     sections: dict[str, dict[str, Any]] = {
         "data": _given(path=data),
         "method": _given(name=method, loss=loss),
-        "train": _given(workers=workers, epochs=epochs, seed=seed),
+        "train": _given(
+            workers=workers,
+            epochs=epochs,
+            seed=seed,
+            teacher=None if teacher is None else str(teacher),
+        ),
     }
     config = build(file, overrides, **sections)
     if not config.data.path:

@@ -45,7 +45,7 @@ class GraphRequest:
     moments: Mapping[str, np.ndarray]
     """`MomentAccumulator.to_arrays()` of the world."""
     search: Mapping[str, Any]
-    """Keywords of `class_dependency`."""
+    """Keywords of `class_dependency`; a seed among them goes before that of the request."""
     init_order: np.ndarray | None = None
     """Order of the graph before it, for a warm start."""
 
@@ -62,7 +62,9 @@ class GraphRequest:
 def make_graph(request: GraphRequest) -> ClassDependency:
     """The graph of a request, in this thread.  Raises ValueError where the moments allow none."""
     moments = MomentAccumulator.from_arrays(dict(request.moments))
-    return class_dependency(moments, seed=request.seed, init_order=request.init_order, **request.search)
+    order = None if request.init_order is None else np.array(request.init_order)
+    keywords: dict[str, Any] = {"seed": request.seed, **request.search}
+    return class_dependency(moments, init_order=order, **keywords)
 
 
 def graph_tensors(graph: ClassDependency) -> dict[str, Tensor]:

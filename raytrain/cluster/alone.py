@@ -58,9 +58,12 @@ def local_teacher(
     given = None
     if config.train.teacher is not None:
         given = read_teacher(Path(config.train.teacher), config, dataset)
-    if not method.teacher_state():
-        return None, given
-    return LocalMaker(Teacher(FolderStore(folder, about(config, dataset)))), given
+    return local_maker(config, dataset, folder) if method.teacher_state() else None, given
+
+
+def local_maker(config: Config, dataset: Dataset, folder: Path) -> LocalMaker:
+    """A teacher in this process, kept in the folder of its run."""
+    return LocalMaker(Teacher(FolderStore(folder, about(config, dataset))))
 
 
 def train_alone(config: Config, dataset: Dataset, folder: Path, reporter: Reporter | None = None) -> State:

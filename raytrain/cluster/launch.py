@@ -15,15 +15,17 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from raytrain.cluster import run_folder
+from raytrain.cluster.actors import has_teacher, shared_teacher, teacher_actor
 from raytrain.cluster.local_ray import local_ray
 from raytrain.cluster.progress import Mailbox, ProgressBar
 from raytrain.cluster.stream import stream_config
+from raytrain.cluster.teacher_store import read_teacher
 from raytrain.cluster.worker import Task, first_step_of, train_worker
 from raytrain.config import Config
-from raytrain.data.manifest import open_dataset
+from raytrain.data.manifest import Dataset, open_dataset
 from raytrain.data.reading import Reading
 from raytrain.data.schedule import Schedule
-from raytrain.methods import resolve
+from raytrain.methods import build, resolve
 
 WINDOWS_IN_STORE = 12
 COLLECTIVE_TIMEOUT_S = 600
@@ -43,18 +45,37 @@ def train(config: Config, folder: Path, *, console: Console, resume: bool = Fals
     config = config.model_copy(update={"data": absolute})
     if resume:
         run_folder.check_same_data(folder, dataset)
+    if config.train.teacher is not None:
+        config = _absolute_teacher(config)
     if config.data.verify == "sha256":
         dataset.verify("train")
         dataset.verify("validation")
+    given = _given(config, dataset)
+    if resume:
+        run_folder.check_same_teacher(folder, given)
     readers_too = max(os.cpu_count() or 1, config.train.workers) + 1  # one CPU for two readers of the stream
     with local_ray(readers_too, object_store_bytes(config)):
         config = _placed(config, Reading.of(dataset, "train", config))
         if not resume:
-            run_folder.create(folder, config, dataset)
+            run_folder.create(folder, config, dataset, teacher=given)
         result = _fit(config, folder, console)
     if "error" in result:
         raise ValueError(result["error"])
     return result
+
+
+def _absolute_teacher(config: Config) -> Config:
+    teacher = str(Path(str(config.train.teacher)).resolve())
+    return config.model_copy(update={"train": config.train.model_copy(update={"teacher": teacher})})
+
+
+def _given(config: Config, dataset: Dataset) -> str | None:
+    """The fingerprint of the teacher that the run is given.  Raises ValueError where it cannot take it."""
+    if config.train.teacher is None:
+        return None
+    trained = read_teacher(Path(config.train.teacher), config, dataset)
+    trained.give(build(config, dataset.manifest))
+    return trained.fingerprint
 
 
 def object_store_bytes(config: Config) -> int:
@@ -122,11 +143,19 @@ def _fit(config: Config, folder: Path, console: Console) -> dict[str, Any]:
                 object_store_bytes(config) // 2,
             ),
         }
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    mailbox, shared = ray.remote(num_cpus=0)(Mailbox).remote(), config.train.teacher
     gpu = config.train.device == "gpu"
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=Task(config, folder, reading, validation, mailbox),
+        train_loop_config=Task(
+            config,
+            folder,
+            reading,
+            validation,
+            mailbox,
+            teacher=teacher_actor(config, dataset, folder) if has_teacher(config) else None,
+            given=None if shared is None else shared_teacher(Path(shared), config, dataset),
+        ),
         scaling_config=ray_train.ScalingConfig(
             num_workers=config.train.workers,
             use_gpu=gpu,

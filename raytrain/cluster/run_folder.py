@@ -48,15 +48,18 @@ def write_bytes(path: Path, data: bytes) -> None:
     partial.rename(path)
 
 
-def create(folder: Path, config: Config, dataset: Dataset) -> None:
-    """A new run folder.  Raises ValueError where there is a run already, or something else."""
+def create(folder: Path, config: Config, dataset: Dataset, *, teacher: str | None = None) -> None:
+    """A new run folder; `teacher` is the fingerprint of the one that the run is given.
+
+    Raises ValueError where there is a run already, or something else.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "holds a run" if (folder / CONFIG).exists() else "exists and is not a run"
         raise ValueError(
             f"{folder} {what}; go on with `raytrain train --resume {folder}` or give another --out"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / ENVIRONMENT, json.dumps(environment(dataset), indent=1))
+    write_text(folder / ENVIRONMENT, json.dumps({**environment(dataset), "teacher": teacher}, indent=1))
     write_text(folder / CONFIG, config.model_dump_json(indent=1))
 
 
@@ -74,6 +77,16 @@ def check_same_data(folder: Path, dataset: Dataset) -> None:
         raise ValueError(
             f"{dataset.path} has changed since {folder} was started (fingerprint "
             f"{dataset.fingerprint[:12]}, the run has {recorded['fingerprint'][:12]}); start a new run"
+        )
+
+
+def check_same_teacher(folder: Path, teacher: str | None) -> None:
+    """Raises ValueError where the teacher is not the one that the run was started with."""
+    recorded = json.loads((folder / ENVIRONMENT).read_text()).get("teacher")
+    if recorded != teacher:
+        raise ValueError(
+            f"the teacher that {folder} was started with has changed (fingerprint {str(teacher)[:12]}, the run has "
+            f"{str(recorded)[:12]}); start a new run"
         )
 
 

@@ -15,7 +15,9 @@ from ray.actor import ActorHandle
 from ray.train.torch import get_device
 
 from raytrain.cluster import checkpoint
+from raytrain.cluster.actors import ActorMaker, taken_from
 from raytrain.cluster.allocator import keep_freed_memory
+from raytrain.cluster.alone import local_maker
 from raytrain.cluster.reporter import FolderReporter
 from raytrain.cluster.schedule import step_seed
 from raytrain.cluster.sources import Resident, Source, batch_of, to_device
@@ -40,6 +42,10 @@ class Task:
     train: Reading
     validation: Reading
     mailbox: ActorHandle
+    teacher: ActorHandle | None
+    """Of the run's own teacher, where the method has one."""
+    given: tuple[ActorHandle, str] | None
+    """The shared teacher of train.teacher, and its fingerprint."""
 
 
 def first_step_of(folder: Path) -> int:
@@ -65,7 +71,15 @@ def _train(task: Task) -> dict[str, Any]:
     order = task.train.order(config)
     torch.manual_seed(step_seed(config.train.seed, -1, 0))  # every rank starts from the same weights
     method = build(config, task.train.dataset.manifest)
-    training = Training(config, method, order, task.folder, device)
+    training = Training(
+        config,
+        method,
+        order,
+        task.folder,
+        device,
+        maker=_maker(task) if rank() == 0 else None,
+        given=None if task.given is None else taken_from(*task.given),
+    )
     first_step = training.state.step
     reporter: Reporter | None = None
     if rank() == 0:
@@ -75,6 +89,7 @@ def _train(task: Task) -> dict[str, Any]:
             first_step=first_step,
             history=training.state.history,
             tell=task.mailbox.post.remote,
+            classes=task.train.dataset.manifest.classes,
         )
     source = _source(task, first_step, device)
     validation = Validation(task.validation, device)
@@ -83,6 +98,12 @@ def _train(task: Task) -> dict[str, Any]:
     if reporter is not None:
         reporter.close(best)
     return {"best": best, "steps": state.step, "precision": state.precision, "stopped_early": state.stopped}
+
+
+def _maker(task: Task) -> ActorMaker | None:
+    if task.teacher is None:
+        return None
+    return ActorMaker(task.teacher, lambda: local_maker(task.config, task.train.dataset, task.folder))
 
 
 def _source(task: Task, first_step: int, device: torch.device) -> Source:
