@@ -4,20 +4,23 @@
 
 --data      a feature file (ingested once per fold), or a data set that `raytrain ingest` or `scenes` wrote
 --methods   names of methods, or of losses of the plain method (`triplet`), each perhaps with settings:
-            'triplet+method.triplet.margin=0.4+optim.lr=3e-4'
+            'triplet+method.triplet.margin=0.4+optim.lr=3e-4', each perhaps under a name of its own: 'mae:hsc-mae+...'
 --folds     'own': the cut of the file or data set;  'group': consecutive pairs of the clips' groups are the
             test splits of --num-folds folds, whatever cut the file has
 --seeds     of each method on each fold: 0, 1, ...
 --set       a setting for every method, e.g. --set train.epochs=30
+--metric    what is tested: map, projected_map (after the linear CCA of train embeddings, where nothing is annotated),
+            top_1 or within_r@1 (of methods that classify)
 
 Every run has the same number of epochs and is selected on its fold's validation split; the test split is read once
 per run, after training.  Runs are processes of one thread; a finished run is a line of results.jsonl under --out and
 is not repeated.  The references (linear CCA, softmax matching) are fitted once per fold on all train rows that
 training has.
 
-Table: mean and standard deviation of the average MAP over folds x seeds, the mean of the validation MAP that selected,
-and two paired sign-flip permutation tests over the pairs (fold, seed): against the best of the methods named by
---baselines (chosen by validation MAP) and against softmax matching.  The last line is JSON.
+Table: mean and standard deviation over folds x seeds of what was measured, the mean of the validation score that
+selected, and paired sign-flip permutation tests over the pairs (fold, seed): of the first method against each other one
+(p first), of each against the best of the methods named by --baselines (chosen by validation score), and against the
+references.  Where no method sees labels, the references see none.  The last line is JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from raytrain.cluster.study import Results
 
 REFERENCES = ("linear CCA", "softmax matching")
+MEASURES = ("map", "projected_map", "top_1", "within_r@1")
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,11 @@ def fingerprint(data: str) -> str:
 
 
 def overrides_of(variant: str) -> tuple[str, ...]:
-    """'triplet+optim.lr=1e-3' as dotted overrides."""
+    """'triplet+optim.lr=1e-3' or 'slow:triplet+optim.lr=1e-3' as dotted overrides."""
     from raytrain.methods import METHODS
     from raytrain.methods.metric import LOSSES
 
-    name, *settings = variant.split("+")
+    name, *settings = variant.rpartition(":")[2].split("+")
     if name in METHODS:
         return (f"method.name={name}", *settings)
     if name in LOSSES:
@@ -90,7 +94,7 @@ def run(task: Task, out: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     from raytrain.cluster.alone import train_alone
-    from raytrain.cluster.evaluate import embed_split, load_best, relevance_of
+    from raytrain.cluster.evaluate import embed_split, load_best, projected, projections, relevance_of
     from raytrain.config import build
     from raytrain.data.manifest import open_dataset
     from raytrain.methods import resolve
@@ -102,7 +106,16 @@ def run(task: Task, out: str) -> dict[str, Any]:
     folder = Path(out) / "runs" / task.key()
     state = train_alone(config, dataset, folder)
     method = load_best(folder, config, dataset)
-    found = embed_split(method, dataset, "test", config.data.views).retrieve(relevance_of(dataset))
+    by = relevance_of(dataset)
+    split = embed_split(method, dataset, "test", config.data.views)
+    found = split.retrieve(by)
+    more: dict[str, float] = {}
+    if projected(config):
+        train = embed_split(method, dataset, "train", config.data.views)
+        more["projected_map"] = next(iter(projections(train, split, by).values()))["mean"]["map"]
+    if split.class_scores:
+        more["top_1"] = float(np.mean(list(split.top_1().values())))
+        more["within_r@1"] = float(np.mean([of["r@1"] for of in split.within(by).values()]))
     shutil.rmtree(folder)
     best = next(record for record in state.history if record["step"] == state.best_step)
     return {
@@ -111,6 +124,7 @@ def run(task: Task, out: str) -> dict[str, Any]:
         "fold": task.fold,
         "seed": task.seed,
         "map": found.map,
+        **more,
         "summary": found.summary(),
         "validation": state.best_score,
         "best_epoch": best["epoch"],
@@ -118,7 +132,17 @@ def run(task: Task, out: str) -> dict[str, Any]:
     }
 
 
-def references(fold: str, data: str) -> list[dict[str, Any]]:
+def annotated(task: Task) -> bool:
+    """Whether training sees annotations."""
+    from raytrain.config import build
+    from raytrain.data.manifest import open_dataset
+    from raytrain.methods import resolve
+
+    given = build(overrides=task.overrides, data={"path": task.data})
+    return resolve(given, open_dataset(task.data).manifest).data.annotation != "none"
+
+
+def references(fold: str, data: str, *, labelled: bool) -> list[dict[str, Any]]:
     """The reference rows of a fold: they have no seed."""
     from raytrain.cluster.evaluate import REFERENCE_ROWS, relevance_of
     from raytrain.data.manifest import open_dataset
@@ -132,7 +156,7 @@ def references(fold: str, data: str) -> list[dict[str, Any]]:
     assert known is not None
     rows = slice(0, REFERENCE_ROWS)
     views = {name: x[rows] for name, x in train.views.items()}
-    labels = None if train.labels is None else train.labels[rows]
+    labels = train.labels[rows] if labelled and train.labels is not None else None
     found = reference_rows(views, labels, test.views, known, by=by)
     return [
         {"variant": name, "fold": fold, "map": both.map, "summary": both.summary()}
@@ -213,22 +237,26 @@ def p_value(a: dict[tuple[str, int], float], b: dict[tuple[str, int], float]) ->
 
 
 def table_of(
-    rows: list[dict[str, Any]], reference: list[dict[str, Any]], variants: list[str], baselines: list[str]
+    rows: list[dict[str, Any]],
+    reference: list[dict[str, Any]],
+    variants: list[str],
+    baselines: list[str],
+    metric: str,
 ) -> list[dict[str, Any]]:
     """One entry per variant, and per reference."""
-    scores = {v: {(r["fold"], r["seed"]): r["map"] for r in rows if r["variant"] == v} for v in variants}
+    scores = {v: {(r["fold"], r["seed"]): r[metric] for r in rows if r["variant"] == v} for v in variants}
     selected = {v: float(np.mean([r["validation"] for r in rows if r["variant"] == v])) for v in variants}
     best = max(baselines, key=lambda v: selected[v]) if baselines else None
-    softmax = {row["fold"]: row["map"] for row in reference if row["variant"] == "softmax matching"}
+    fixed = {
+        name: {row["fold"]: row["map"] for row in reference if row["variant"] == name} for name in REFERENCES
+    }
     entries: list[dict[str, Any]] = []
     for variant in variants:
-        values = np.array(list(scores[variant].values()))
-        against_softmax = {pair: softmax[pair[0]] for pair in scores[variant]} if softmax else None
+        own = [row for row in rows if row["variant"] == variant]
         entries.append(
             {
                 "method": variant,
-                "map_mean": round(float(values.mean()), 4),
-                "map_sd": round(float(values.std(ddof=1)), 4) if len(values) > 1 else None,
+                **_means(own),
                 "sd_over_seeds": _seed_sd(scores[variant]),
                 "validation_mean": round(selected[variant], 4),
                 "folds": len({fold for fold, _ in scores[variant]}),
@@ -237,9 +265,16 @@ def table_of(
                 if best is None or variant == best
                 else round(p_value(scores[variant], scores[best]), 4),
                 "best_baseline": best,
-                "p_vs_softmax_matching": None
-                if against_softmax is None
-                else round(p_value(scores[variant], against_softmax), 4),
+                "p_vs_first": None
+                if variant == variants[0]
+                else round(p_value(scores[variants[0]], scores[variant]), 4),
+                **{
+                    f"p_vs_{name.replace(' ', '_').lower()}": round(
+                        p_value(scores[variant], {pair: by_fold[pair[0]] for pair in scores[variant]}), 4
+                    )
+                    for name, by_fold in fixed.items()
+                    if by_fold and metric.endswith("map")
+                },
                 "by_fold": {
                     fold: round(float(np.mean([m for (f, _), m in scores[variant].items() if f == fold])), 4)
                     for fold, _ in scores[variant]
@@ -247,12 +282,23 @@ def table_of(
             }
         )
     for name in REFERENCES:
-        found = {row["fold"]: row["map"] for row in reference if row["variant"] == name}
+        found = fixed[name]
         if found:
             by_fold = {fold: round(value, 4) for fold, value in found.items()}
             mean = round(float(np.mean(list(found.values()))), 4)
             entries.append({"method": name, "map_mean": mean, "by_fold": by_fold})
     return entries
+
+
+def _means(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Mean and standard deviation of everything that was measured."""
+    found: dict[str, float | None] = {}
+    for name in MEASURES:
+        if all(name in row for row in rows):
+            values = np.array([row[name] for row in rows])
+            found[f"{name}_mean"] = round(float(values.mean()), 4)
+            found[f"{name}_sd"] = round(float(values.std(ddof=1)), 4) if len(values) > 1 else None
+    return found
 
 
 def _seed_sd(scores: dict[tuple[str, int], float]) -> float | None:
@@ -267,10 +313,11 @@ def _seed_sd(scores: dict[tuple[str, int], float]) -> float | None:
 
 def show(entries: list[dict[str, Any]], console: Console) -> None:
     names = list(entries[0]["by_fold"])
-    table = Table("method", "MAP", "sd", "sd of seeds", "validation", *names, "p best baseline", "p softmax")
+    measured = [key for name in MEASURES for key in (f"{name}_mean", f"{name}_sd") if key in entries[0]]
+    keys = [*measured, "sd_over_seeds", "validation_mean"]
+    tests = [key for key in entries[0] if key.startswith("p_vs_")]
+    table = Table("method", *keys, *names, *tests)
     for entry in entries:
-        keys = ["map_mean", "map_sd", "sd_over_seeds", "validation_mean"]
-        tests = ["p_vs_best_baseline", "p_vs_softmax_matching"]
         values = (
             [entry.get(key) for key in keys]
             + [entry["by_fold"][n] for n in names]
@@ -278,6 +325,44 @@ def show(entries: list[dict[str, Any]], console: Console) -> None:
         )
         table.add_row(entry["method"], *("" if value is None else f"{value:.4f}" for value in values))
     console.print(table)
+
+
+def tested(
+    cuts: Iterable[tuple[str, str]],
+    variants: list[str],
+    *,
+    seeds: Iterable[int],
+    overrides: tuple[str, ...],
+    baselines: list[str] | None,
+    metric: str,
+    out: Path,
+    jobs: int,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Runs what is missing, and shows and returns the table.  `cuts`: name and data set of each fold."""
+    from raytrain.cluster.study import Results
+
+    cuts = list(cuts)
+    own = {variant.partition(":")[0]: overrides_of(variant) for variant in variants}
+    variants = list(own)
+    if baselines is None:
+        baselines = [variant for variant in variants if "method.name=metric" in own[variant]]
+    results = Results(out / "results.jsonl")
+    tasks = [
+        Task(variant, fold, seed, path, (*overrides, *own[variant]))
+        for fold, path in cuts
+        for seed in seeds
+        for variant in variants
+    ]
+    console.print(
+        f"{len(tasks)} runs on {len(cuts)} folds, results in {out / 'results.jsonl'}", highlight=False
+    )
+    rows = measure(tasks, results, out, jobs, console)
+    labelled = any(annotated(task) for task in tasks[: len(variants)])
+    reference = [row for fold, path in cuts for row in references(fold, path, labelled=labelled)]
+    entries = table_of(rows, reference, variants, baselines, metric)
+    show(entries, console)
+    return entries
 
 
 def main() -> None:
@@ -291,13 +376,14 @@ def main() -> None:
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--metric", choices=MEASURES, default="map")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument(
         "--short", action="store_true", help="two losses, two seeds, a small world, few epochs"
     )
     options = parser.parse_args()
-    console = Console(width=None if Console().is_terminal else 160)
+    console = Console(width=None if Console().is_terminal else 200)
     out, overrides = options.out, tuple(options.overrides)
     if options.short:
         out, options.seeds = out / "short", 2
@@ -312,29 +398,17 @@ def main() -> None:
         if not data.exists():
             generate_scenes(data, config=SceneConfig(clips=2000))
     variants = re.split(r",(?![^\[]*\])", options.methods)
-    own = {variant: overrides_of(variant) for variant in variants}
-    baselines = (
-        options.baselines.split(",")
-        if options.baselines
-        else [variant for variant in variants if "method.name=metric" in own[variant]]
+    entries = tested(
+        folds(data, options.folds, options.num_folds, out),
+        variants,
+        seeds=range(options.seeds),
+        overrides=overrides,
+        baselines=None if options.baselines is None else options.baselines.split(","),
+        metric=options.metric,
+        out=out,
+        jobs=options.jobs,
+        console=console,
     )
-    from raytrain.cluster.study import Results
-
-    results = Results(out / "results.jsonl")
-    cuts = list(folds(data, options.folds, options.num_folds, out))
-    tasks = [
-        Task(variant, fold, seed, path, (*overrides, *own[variant]))
-        for fold, path in cuts
-        for seed in range(options.seeds)
-        for variant in variants
-    ]
-    console.print(
-        f"{len(tasks)} runs on {len(cuts)} folds, results in {out / 'results.jsonl'}", highlight=False
-    )
-    rows = measure(tasks, results, out, options.jobs, console)
-    reference = [row for fold, path in cuts for row in references(fold, path)]
-    entries = table_of(rows, reference, variants, baselines)
-    show(entries, console)
     print(json.dumps({"data": data.name, "results": entries}))
 
 

@@ -142,6 +142,7 @@ def evaluate(folder: Path, options: Options) -> dict[str, Any]:
     by = options.by or relevance_of(dataset)
     split = embed_split(method, dataset, options.split, config.data.views)
     found = split.retrieve(by)
+    train = embed_split(method, dataset, "train", config.data.views) if projected(config) else None
     return {
         "run": str(folder),
         "dataset": dataset.manifest.name,
@@ -155,7 +156,7 @@ def evaluate(folder: Path, options: Options) -> dict[str, Any]:
         "interval": _interval(found, options),
         "top_1": split.top_1(),
         "within": split.within(by),
-        "projections": _projections(method, dataset, config, split, by),
+        "projections": {} if train is None else projections(train, split, by),
         "references": _references(dataset, config, split, by) if options.references else {},
         "per_class": _per_class(found, dataset.manifest.classes) if by != "pair" else {},
     }
@@ -172,16 +173,16 @@ def _interval(found: AllWays, options: Options) -> list[float] | None:
     return [interval.low, interval.high]
 
 
-def _projections(
-    method: Method, dataset: Dataset, config: Config, split: Embedded, by: By
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores after a linear CCA of the train split's embeddings, of a run that was trained without annotations."""
-    if config.data.annotation != "none" or len(split.embeddings) < 2:
-        return {}
-    train = embed_split(method, dataset, "train", config.data.views)
+def projected(config: Config) -> bool:
+    """Whether a run is also measured after a projection: one that was trained without annotations."""
+    return config.data.annotation == "none"
+
+
+def projections(train: Embedded, split: Embedded, by: By) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores of a split after the linear CCA of the train split's embeddings; it reads no label."""
     dimensions = min(PROJECTION_DIMENSIONS, *(z.shape[1] for z in split.embeddings.values()))
-    found = project(train.embeddings, split.embeddings, dimensions=dimensions)
-    ways = AllWays(tuple(retrieve_both_ways(pair, split.known(by), by=by) for pair in found))
+    pairs = project(train.embeddings, split.embeddings, dimensions=dimensions)
+    ways = AllWays(tuple(retrieve_both_ways(pair, split.known(by), by=by) for pair in pairs))
     return {f"after linear CCA ({dimensions})": ways.summary()}
 
 
