@@ -9,6 +9,8 @@
             test splits of --num-folds folds, whatever cut the file has
 --seeds     of each method on each fold: 0, 1, ...
 --set       a setting for every method, e.g. --set train.epochs=30
+--labels    a share of the train labels, of every class: the others are hidden (validation and test keep theirs), and
+            each of --label-draws draws of what is hidden is a fold of its own
 --metric    what is tested: map, projected_map (after the linear CCA of train embeddings, where nothing is annotated),
             top_1 or within_r@1 (of methods that classify)
 
@@ -205,6 +207,22 @@ def folds(data: Path, how: str, num_folds: int, out: Path) -> Iterator[tuple[str
         yield f"groups {a},{b}", made(f"groups-{a}-{b}", (a, b))
 
 
+def with_hidden_labels(
+    cuts: Iterable[tuple[str, str]], share: float, num_draws: int, out: Path
+) -> Iterator[tuple[str, str]]:
+    """Of every fold, copies in which that share of the train labels is left, drawn with seeds 0, 1, ..."""
+    from raytrain.data.hidden_labels import hide_labels
+    from raytrain.data.manifest import open_dataset
+
+    for name, path in cuts:
+        dataset = open_dataset(path)
+        for seed in range(num_draws):
+            target = out / "data" / f"{dataset.fingerprint[:12]}-labels-{share:g}-{seed}"
+            if not target.exists():
+                hide_labels(dataset, target, share=share, seed=seed)
+            yield f"{name}, draw {seed}", str(target)
+
+
 def measure(
     tasks: list[Task], results: Results, out: Path, jobs: int, console: Console
 ) -> list[dict[str, Any]]:
@@ -376,6 +394,8 @@ def main() -> None:
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--labels", type=float, help="share of the train labels that is left")
+    parser.add_argument("--label-draws", type=int, default=5)
     parser.add_argument("--metric", choices=MEASURES, default="map")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
@@ -398,8 +418,11 @@ def main() -> None:
         if not data.exists():
             generate_scenes(data, config=SceneConfig(clips=2000))
     variants = re.split(r",(?![^\[]*\])", options.methods)
+    cuts = folds(data, options.folds, options.num_folds, out)
+    if options.labels is not None:
+        cuts = with_hidden_labels(cuts, options.labels, options.label_draws, out)
     entries = tested(
-        folds(data, options.folds, options.num_folds, out),
+        cuts,
         variants,
         seeds=range(options.seeds),
         overrides=overrides,
