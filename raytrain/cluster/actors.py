@@ -140,13 +140,13 @@ def has_teacher(config: Config) -> bool:
 
 
 class ActorMaker:
-    """Rank 0's side of a teacher's actor.
+    """Rank 0's side of a teacher's actor, of which `actor` is the handle.
 
     `local` makes the maker that steps in where the actor is gone for good: a graph is a pure function of its
     request, so that the run goes on with the same bits, only slower.
     """
 
-    def __init__(self, actor: ActorHandle, local: Callable[[], LocalMaker]):
+    def __init__(self, actor: Any, local: Callable[[], LocalMaker]):
         self._actor, self._make_local = actor, local
         self._asked: dict[int, tuple[GraphRequest, Any]] = {}
         self._publishing: Any = None

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
-from raytrain.cluster import checkpoint
+from raytrain.cli_graph import graph as graph_verb
+from raytrain.cluster import checkpoint, run_folder
 from raytrain.cluster.alone import train_alone
 from raytrain.cluster.reporter import FolderReporter
 from raytrain.cluster.sources import Resident, batch_of
-from raytrain.cluster.teacher_store import GRAPHS, read_graph
+from raytrain.cluster.teacher_store import GRAPHS, read_graph, read_teacher
 from raytrain.cluster.teaching import checked, window_of
 from raytrain.cluster.training import CHECKPOINTS, Training
 from raytrain.cluster.validation import Validation
@@ -347,3 +349,63 @@ def test_what_a_run_writes_of_its_graphs(dataset: Dataset, tmp_path: Path) -> No
     assert [event.step for event in board.Scalars("graph/distance")] == [17]
     assert {"graph/wait_s", "graph/version", "graph/frobenius", "teacher/queue"} <= set(tags["scalars"])
     assert [event.step for event in board.Images("graph/dependencies")] == [9, 17]
+
+
+def test_a_run_starts_from_the_teacher_of_another(
+    dataset: Dataset, undisturbed: Path, tmp_path: Path
+) -> None:
+    config = resolve(config_of(f"train.teacher={undisturbed}", "train.seed=7"), dataset.manifest)
+    given = read_teacher(undisturbed, config, dataset)
+    ended = checkpoint.latest(undisturbed / CHECKPOINTS)
+    assert ended is not None and given.graph is not None
+    assert all(torch.equal(w, ended.tensors["model"][f"slow.{name}"]) for name, w in given.weights.items())
+    train_alone(config, dataset, tmp_path)
+    first = checkpoint.read(checkpoint.path_of_step(tmp_path / CHECKPOINTS, 1)).tensors["model"]
+    links = ended.tensors["model"]["links"]
+    assert links.any() and torch.equal(first["links"], links)
+    slow = [name for name in given.weights if name.endswith("weight")]
+    near = [(first[f"slow.{name}"] - given.weights[name]).abs().max() for name in slow]
+    assert max(near) < 0.1 < (first["slow.head.weight"] - first["towers.head.weight"]).abs().max()
+    requested = read_graph(checkpoint.read(checkpoint.path_of_step(tmp_path / GRAPHS, 6)))
+    assert requested.order.shape == given.graph.order.shape
+
+
+def test_a_teacher_that_does_not_fit_is_refused(dataset: Dataset, undisturbed: Path, tmp_path: Path) -> None:
+    config = resolve(config_of(), dataset.manifest)
+    with pytest.raises(ValueError, match=r"holds no teacher .* give a finished run"):
+        read_teacher(tmp_path, config, dataset)
+    swapped = resolve(config_of('data.views=["visual", "audio"]'), dataset.manifest)
+    with pytest.raises(
+        ValueError, match=r"views \['audio', 'visual'\], this run trains on \['visual', 'audio'\]"
+    ):
+        read_teacher(undisturbed, swapped, dataset)
+    (tmp_path / "five").mkdir()
+    with pytest.raises(ValueError, match=r"knows 4 classes, .* has 5"):
+        read_teacher(undisturbed, config, small_dataset(tmp_path / "five", classes=5))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(
+        ValueError, match=r"trained on small \(fingerprint .* train a teacher on this data set"
+    ):
+        read_teacher(undisturbed, config, small_dataset(tmp_path / "other", seed=1))
+    wide = config_of(f"train.teacher={undisturbed}", "model.embedding=9")
+    with pytest.raises(ValueError, match="the teacher does not fit"):
+        train_alone(wide, dataset, tmp_path / "wide")
+    plain = config_of("method.name=metric", f"train.teacher={undisturbed}")
+    with pytest.raises(ValueError, match="Metric has no teacher to load; use psd or ili"):
+        train_alone(plain, dataset, tmp_path / "plain")
+
+
+def test_a_run_may_not_go_on_with_another_teacher(dataset: Dataset, tmp_path: Path) -> None:
+    config = resolve(config_of(), dataset.manifest)
+    run_folder.create(tmp_path / "run", config, dataset, teacher="a" * 64)
+    run_folder.check_same_teacher(tmp_path / "run", "a" * 64)
+    with pytest.raises(ValueError, match=r"has changed .*start a new run"):
+        run_folder.check_same_teacher(tmp_path / "run", "b" * 64)
+
+
+def test_the_graph_of_a_run_is_drawn_by_the_verb(undisturbed: Path, tmp_path: Path) -> None:
+    ran = CliRunner().invoke(
+        graph_verb, [str(undisturbed), "--out", str(tmp_path), "--bootstraps", "4", "--no-tensorboard"]
+    )
+    assert ran.exit_code == 0, ran.output
+    assert (tmp_path / "dependency.png").stat().st_size > 1000
