@@ -4,6 +4,7 @@ and the finished trials on disk.  So a search that was killed goes on with the s
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
@@ -43,6 +44,20 @@ def make(name: SamplerName, *, seed: int, startup: int, parallel: bool) -> BaseS
         return RandomSampler(seed=seed)
 
 
+def _already_drawn(trial: FrozenTrial) -> dict[str, Any] | None:
+    """The joint values that a sampler noted at a trial before it was killed: drawn again, the trial would count as
+    one that runs beside itself."""
+    parts = {key: text for key, text in trial.system_attrs.items() if ":relative_params:" in key}
+    if not parts:
+        return None
+    joined = "".join(parts[key] for key in sorted(parts, key=lambda key: int(key.rpartition(":")[2])))
+    try:
+        found: dict[str, Any] = json.loads(joined)
+    except json.JSONDecodeError:  # killed between two parts of it
+        return None
+    return found
+
+
 class Memoryless(BaseSampler):
     """A fresh sampler for every question, seeded by who asks and what for."""
 
@@ -72,6 +87,9 @@ class Memoryless(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         assert self._joint is not None and self._joint[0] == trial.number
+        drawn = _already_drawn(trial)
+        if drawn is not None and drawn.keys() <= search_space.keys():
+            return drawn
         return self._joint[1].sample_relative(study, trial, search_space)
 
     def sample_independent(
