@@ -13,6 +13,7 @@ from raytrain.methods.base import Method
 from raytrain.methods.compositional import Compositional
 from raytrain.methods.dscmr import Dscmr
 from raytrain.methods.hsc_mae import HscMae
+from raytrain.methods.ili import Ili
 from raytrain.methods.metric import Metric
 from raytrain.methods.psd import Psd
 from raytrain.models.towers import ViewInput
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "compositional": Compositional,
     "psd": Psd,
     "dscmr": Dscmr,
+    "ili": Ili,
 }
 
 

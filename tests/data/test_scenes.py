@@ -196,11 +196,23 @@ def test_a_real_label_table(tmp_path: Path) -> None:
     np.testing.assert_allclose(drawn.mean(axis=0), table.mean(axis=0), atol=0.02)
 
 
+def test_a_fitted_table_takes_a_share_of_hidden_events(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "table.npz", weak=(rng.random((4_000, 6)) < 0.3).astype(np.uint8))
+    for hidden in (0.4, 0.6):
+        config = SceneConfig(
+            clips=2_000, label_table=str(tmp_path / "table.npz"), label_model="fit", hidden=hidden, edges=2
+        )
+        clips = draw_clips(make_world(config), 4_000, np.random.default_rng(0))
+        events = (clips.audio_events | clips.visual_events).sum()
+        assert 1 - 4_000 / events == pytest.approx(hidden, abs=0.02)
+
+
 def test_contradicting_knobs_are_refused() -> None:
     for knobs, said in (
         ({"clips": 100}, "greater than or equal to 2000"),
         ({"label_model": "fit"}, "need a label_table"),
-        ({"label_model": "fit", "label_table": "x"}, "set hidden to none"),
+        ({"label_model": "resample", "label_table": "x"}, "set hidden to none"),
         ({"classes": 4, "edges": 50}, "at most 12"),
         ({"strength": (0.9, 0.5)}, "rising order"),
         ({"shard_rows": 1000}, "multiple of row_group_rows"),

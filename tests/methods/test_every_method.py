@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raytrain.cluster.step import WorldLoss
 from raytrain.collectives import num_ranks
 from raytrain.config import Model, validate
+from raytrain.graph.dependency import ClassDependency
 from raytrain.methods import METHODS
 from raytrain.methods.base import Method
 from raytrain.methods.metric import LOSSES
@@ -47,6 +49,13 @@ CASES = {
     "psd separate": ("psd", {"teacher": "separate", "r_schedule": "linear", "r_end": 0.1}),
     "psd classes": ("psd", {"alignment": "classes", "label": "cross-entropy", "r_schedule": "step"}),
     "dscmr likelihood": ("dscmr", {"common": "likelihood"}),
+    "ili linked": ("ili", {"threshold": 0.35}),
+    "ili linked all pairs": ("ili", {"loss": "info-nce", "pairs": "all", "threshold": 0.35}),
+    "ili linked weigh": ("ili", {"loss": "triplet", "negatives": "weigh", "threshold": 0.35}),
+    "ili linked online": (
+        "ili",
+        {"loss": "supcon", "after_teaching": "training", "refresh_every": 1, "label_error": "l2"},
+    ),
 }
 
 
@@ -68,7 +77,21 @@ def method_of(case: str, *, num_classes: int | None = CLASSES) -> Method:
     }
     model = Model(hidden=(6,), embedding=5, norm="batch", dropout=0.0)
     method = METHODS[name].build(validate(METHODS[name].Settings, values), inputs, model, num_classes)
-    return method.double().train()
+    method.double()
+    if case.startswith("ili linked"):  # in its last stage
+        method.begin("student", batch(slice(0, N)))
+        method.adopt(planted_graph())
+    return method.train()
+
+
+def planted_graph() -> ClassDependency:
+    """0 -> 1 and 0 -> 2 from what is heard to what is seen, 2 -> 1 the other way."""
+    there = np.array([[0, 0.7, 0.3], [0, 0, 0], [0, 0, 0]])
+    back = np.array([[0, 0, 0], [0, 0, 0], [0, 1.0, 0]])
+    square = np.zeros((6, 6))
+    return ClassDependency(
+        there, back, square, square, square, square > 0, 0.0, 0.0, 0, "linked", 13.0, np.arange(9), True
+    )
 
 
 def outcome(case: str, parts: list[slice], rank: int) -> dict[str, Tensor]:

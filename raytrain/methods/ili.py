@@ -1,0 +1,414 @@
+r"""ILI, inferred latent interactions: a teacher of agreeing soft labels, the graph of its classes, and a student.
+
+Zeng et al., *Inferred latent interactions* (AV-SAL, ILI, LIR).  One event of a clip is annotated, others happen.
+
+    AV-SAL   BCE(s_a, y) + BCE(s_v, y) + lambda_al JS(softmax(u_a/T), softmax(u_v/T))     losses.label_agreement
+    s        sigmoid(a u + b), calibrated on the held-out rows                              fit_calibration
+    A^       dependencies of the classes heard and seen, from moments of the teacher's u   graph.dependency
+    LIR      sum_{i->j} A^_ij mean_{S_ij} s_n[i] s_m[j] D(z_n, z_m),
+             S_ij = {s_n[i] > tau, s_m[j] > tau, y_n != y_m}                               losses.latent_interaction
+    L        L_metric + lambda ramp(t - t_teach) LIR                                       Ili.loss
+
+Stages of a run: until t_teach the teacher trains by AV-SAL and the student by L_metric, their parameters disjoint;
+then the soft labels are calibrated, the graph is made of the last epoch's moments, and from its adoption on LIR joins.
+
+Departs from the paper ([code]: the authors' code; the rest is ours where both are silent):
+- Sigmoid heads, T or Platt scaling, top-K edges, sampled pairs [code].  Dependencies are weighed by how often and how
+  strongly they are found, as the paper says; the released weight is 0.4 for every class and falls with an edge.
+- A pair that LIR draws together leaves the negatives of L_metric (`negatives`); against proxies, the proxy of class j
+  leaves those of a row with s_n[i] > tau where i -> j is an edge.
+- The graph takes logits, with the annotated class as context (docs/graph.md), from the run's own moments.
+- Soft labels come from a moving average of the teacher (`teacher_average`).  With `after_teaching = "frozen"` the
+  average stands still and the teacher's own weights, which then have gradients of zero, are read by nobody.
+- "all" pairs of S_ij instead of a sample of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from raytrain.config import Model, Section
+from raytrain.data.reading import Annotation
+from raytrain.graph.dependency import ClassDependency
+from raytrain.losses.label_agreement import (
+    Calibration,
+    LabelError,
+    fit_calibration,
+    jensen_shannon,
+    label_error,
+)
+from raytrain.losses.latent_interaction import (
+    Latent,
+    activated,
+    latent_interaction,
+    sampled_latent_interaction,
+)
+from raytrain.losses.masks import Relation
+from raytrain.losses.reduction import PerRow, active_share, world_mean
+from raytrain.losses.softmax import info_nce, supervised_contrastive
+from raytrain.losses.triplet import Mining, triplet
+from raytrain.methods.base import GraphPlan, Method
+from raytrain.models.autoencoder import move_towards
+from raytrain.models.towers import Towers, ViewInput
+from raytrain.types import UNANNOTATED, Batch, Loss, Progress, Rows, mean_over_world
+
+MetricLoss = Literal["proxy-triplet", "triplet", "info-nce", "supcon"]
+HINGED = ("proxy-triplet", "triplet")
+
+TEACHER, STUDENT, GIVEN = 0, 1, 2
+"""Phases: the teacher trains; it has trained; it came from another run."""
+
+
+class Hinge(Section):
+    margin: float = Field(0.2, ge=0)
+    mining: Mining = "all"
+
+
+class Softmax(Section):
+    temperature: float = Field(0.1, gt=0)
+    gradient_above: float = Field(1e-3, gt=0, description="an anchor is active when its gradient is larger")
+
+
+class Search(Section):
+    """Keywords of `graph.dependency.class_dependency`."""
+
+    penalty: float = Field(1.0, gt=0)
+    lift_threshold: float | None = 4.0
+    bootstraps: int = Field(50, ge=2)
+    weight_frequency: float = Field(0.5, gt=0, le=1, description="edges found less often have no weight")
+    frequency: float = Field(0.75, gt=0.5, le=1, description="of a stable edge, for the verdict")
+
+
+class IliSettings(Section):
+    loss: MetricLoss = Field("proxy-triplet", description="L_metric; the paper's is against proxies")
+    hinge: Hinge | None = None
+    softmax: Softmax | None = None
+    label_error: LabelError = "bce"
+    smoothing: float = Field(0.0, ge=0, lt=1, description="of the binary targets, towards 1/2")
+    alignment: float = Field(0.1, ge=0, description="lambda_al")
+    alignment_temperature: float = Field(1.0, gt=0, description="T of the softmax in JS")
+    teacher_average: float = Field(0.99, ge=0, lt=1, description="decay of the slow teacher; 0: a copy")
+    t_teach: float = Field(0.4, gt=0, lt=1, description="share of the run; rounded to an epoch")
+    after_teaching: Literal["frozen", "training"] = Field("frozen", description="the teacher, after t_teach")
+    calibration: Calibration = "temperature"
+    graph: Literal["found", "permuted", "none", "lift"] = Field(
+        "found", description="permuted, none, lift: the controls of a study"
+    )
+    permutation: int = Field(0, ge=0, description="seed of the permuted graph's classes")
+    search: Search = Search()
+    top_k: int = Field(3, ge=1, description="edges of a class")
+    lag: int = Field(2, ge=0, description="steps from the asking for a graph to its adoption")
+    refresh_every: int | None = Field(None, ge=1, description="epochs between two graphs; off: one graph")
+    weight: float = Field(0.1, ge=0, description="lambda")
+    ramp: float = Field(0.05, ge=0, description="share of the run in which lambda rises")
+    threshold: float = Field(0.2, ge=0, lt=1, description="tau")
+    pairs: int | Literal["all"] = Field(64, description="sampled pairs of an edge and step")
+    negatives: Literal["leave", "weigh", "stay"] = Field(
+        "leave", description="pairs of S_ij among the negatives of L_metric; weigh: stay with 1 - s s"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_the_chosen_loss(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a loss that is not trained with would be ignored: they are refused."""
+        used, unused = (
+            ("hinge", "softmax") if values.get("loss", "proxy-triplet") in HINGED else ("softmax", "hinge")
+        )
+        if values.get(unused) is not None:
+            raise ValueError(f"{unused} is set, but loss {values.get('loss')!r} has none; set {used} instead")
+        return values if values.get(used) is not None else {**values, used: {}}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> IliSettings:
+        if isinstance(self.pairs, int) and self.pairs < 1:
+            raise ValueError(f"pairs is {self.pairs}; at least 1, or 'all'")
+        if self.graph == "none" and self.refresh_every is not None:
+            raise ValueError("graph = 'none' makes no graph, so refresh_every has no meaning; remove it")
+        if self.after_teaching == "frozen" and self.refresh_every is not None:
+            raise ValueError(
+                "refresh_every: a frozen teacher gives the same graph again; set after_teaching = 'training'"
+            )
+        if self.permutation and self.graph != "permuted":
+            raise ValueError(f"permutation is set, but graph is {self.graph!r}; set graph = 'permuted'")
+        return self
+
+
+class Ili(Method):
+    """The student's towers, the teacher and its slow copy, and the graph in buffers."""
+
+    Settings = IliSettings
+    audio_to_visual: Tensor
+    """A^ [c c], row i: of what is seen on hearing class i."""
+    visual_to_audio: Tensor
+    calibration: Tensor
+    """Scale and offset of the logits, by view."""
+    phase: Tensor
+
+    def __init__(self, settings: IliSettings, views: Mapping[str, ViewInput], model: Model, num_classes: int):
+        super().__init__()
+        self.settings, self.views = settings, tuple(views)
+        self.towers = Towers(views, model, num_classes=None)
+        self.teacher = Towers(views, model, num_classes=num_classes)
+        self.slow = copy.deepcopy(self.teacher).requires_grad_(False).eval()
+        self.proxies: nn.Parameter | None = None
+        if settings.loss == "proxy-triplet":
+            self.proxies = nn.Parameter(torch.randn(num_classes, model.embedding))
+        for name in ("audio_to_visual", "visual_to_audio"):
+            self.register_buffer(name, torch.zeros(num_classes, num_classes))
+        self.register_buffer("calibration", torch.tensor([[1.0, 0.0]] * len(views)))
+        self.register_buffer("phase", torch.tensor(TEACHER))
+        self._phase, self._has_graph, self._most_edges = TEACHER, False, 0
+        self.register_load_state_dict_post_hook(lambda module, _: module._read_buffers())
+
+    @classmethod
+    def build(
+        cls, settings: IliSettings, views: Mapping[str, ViewInput], model: Model, num_classes: int | None
+    ) -> Ili:
+        assert num_classes is not None, "check() has refused data without labels"
+        return cls(settings, views, model, num_classes)
+
+    @classmethod
+    def check(cls, settings: IliSettings, annotation: Annotation) -> None:
+        if annotation != "label":
+            raise ValueError(
+                f"ili needs one annotated class per clip, and data.annotation is {annotation!r}; use data with labels"
+            )
+
+    def _read_buffers(self) -> None:
+        """What a step asks of the buffers, as plain values: a step does not wait for the device."""
+        self._phase = int(self.phase)
+        edges = torch.cat([self.audio_to_visual, self.visual_to_audio]) > 0
+        self._most_edges = int(edges.sum(dim=1).max())
+        self._has_graph = self._most_edges > 0
+
+    def train(self, mode: bool = True) -> Ili:
+        super().train(mode)
+        self.slow.eval()
+        return self
+
+    # stages
+
+    def stages(self, num_steps: int, steps_per_epoch: int) -> Mapping[int, str]:
+        """The student's stage, at the epoch nearest to t_teach.  Raises ValueError for a run of one epoch."""
+        epochs = num_steps // steps_per_epoch
+        if epochs < 2:
+            raise ValueError(
+                f"train.epochs is {epochs}; ili trains a teacher before it uses its labels, so at least 2 are needed"
+            )
+        return {min(max(1, round(self.settings.t_teach * epochs)), epochs - 1) * steps_per_epoch: "student"}
+
+    @torch.no_grad()
+    def begin(self, stage: str, held_out: Batch) -> None:
+        """Calibrates the soft labels and ends AV-SAL.  A teacher that was given keeps its calibration."""
+        assert stage == "student", f"ili has no stage {stage!r}"
+        if self._phase == GIVEN:
+            return
+        assert held_out.labels is not None, "check() has refused data without labels"
+        logits = self.slow(held_out.views)[1]
+        for fitted, view in zip(self.calibration, self.views, strict=True):
+            found = fit_calibration(logits[view], held_out.labels, kind=self.settings.calibration)
+            fitted.copy_(torch.tensor(found))
+        self.phase.fill_(STUDENT)
+        self._read_buffers()
+
+    def graph_plan(self, num_steps: int, steps_per_epoch: int) -> GraphPlan | None:
+        if self.settings.graph == "none":
+            return None
+        (start,) = self.stages(num_steps, steps_per_epoch)
+        every = (
+            num_steps
+            if self.settings.refresh_every is None
+            else self.settings.refresh_every * steps_per_epoch
+        )
+        refreshes = tuple(
+            step for step in range(start, num_steps, every) if step + self.settings.lag < num_steps
+        )
+        weights = "lift" if self.settings.graph == "lift" else "search"
+        search = {**self.settings.search.model_dump(), "top_k": self.settings.top_k, "weights": weights}
+        return GraphPlan(refreshes, window=steps_per_epoch, lag=self.settings.lag, search=search)
+
+    def adopt(self, graph: ClassDependency) -> None:
+        """The weights of the graph; none where its verdict is `unlinked` (lift has no verdict)."""
+        found = [graph.audio_to_visual, graph.visual_to_audio]
+        if self.settings.graph == "permuted":
+            cycle = np.random.default_rng(self.settings.permutation).permutation(len(found[0]))
+            order = np.empty_like(cycle)
+            order[cycle] = np.roll(cycle, 1)  # one cycle: no class keeps its place
+            found = [weights[order][:, order] for weights in found]
+        known = self.settings.graph == "lift" or graph.verdict == "linked"
+        for buffer, weights in zip((self.audio_to_visual, self.visual_to_audio), found, strict=True):
+            buffer.copy_(torch.from_numpy(weights * known))
+        self._read_buffers()
+
+    # the teacher
+
+    @property
+    def _teaching(self) -> bool:
+        trains_on = self._phase == STUDENT and self.settings.after_teaching == "training"
+        return self._phase == TEACHER or trains_on
+
+    @torch.no_grad()
+    def soft_labels(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b c"]]:
+        """Calibrated logits of the slow teacher: soft labels are their sigmoids."""
+        logits = self.slow(views)[1]
+        return {
+            view: scale * logits[view] + offset
+            for view, (scale, offset) in zip(self.views, self.calibration, strict=True)
+            if view in logits
+        }
+
+    def teacher_state(self) -> Mapping[str, Tensor]:
+        return {**self.slow.state_dict(), "calibration": self.calibration}
+
+    def load_teacher(self, state: Mapping[str, Tensor]) -> None:
+        """From then on AV-SAL is not trained, and LIR begins with the graph.
+
+        Raises ValueError for a teacher of other shapes.
+        """
+        mine = self.teacher_state()
+        wrong = [
+            n for n in {*mine, *state} if n not in mine or n not in state or mine[n].shape != state[n].shape
+        ]
+        if wrong:
+            raise ValueError(
+                f"this teacher does not fit: {', '.join(sorted(wrong)[:3])} differ; train with the [model], views and "
+                "classes of the run that it comes from"
+            )
+        weights = {name: value for name, value in state.items() if name != "calibration"}
+        self.slow.load_state_dict(weights)
+        self.teacher.load_state_dict(weights)
+        self.calibration.copy_(state["calibration"])
+        self.phase.fill_(GIVEN)
+        self._read_buffers()
+
+    @torch.no_grad()
+    def after_step(self, progress: Progress) -> None:
+        if self._teaching:
+            move_towards(self.slow, self.teacher, decay=self.settings.teacher_average)
+
+    # a step
+
+    def rows(self, batch: Batch, progress: Progress) -> Rows:
+        """The student's embeddings; of the teacher, AV-SAL by row and its soft labels as extras."""
+        extras = {}
+        if self._teaching:
+            assert batch.labels is not None
+            logits = list(self.teacher(batch.views)[1].values())
+            s = self.settings
+            errors = [label_error(u, batch.labels, kind=s.label_error, smoothing=s.smoothing) for u in logits]
+            extras["label error"] = torch.stack(errors).sum(0)[:, None]
+            extras["divergence"] = jensen_shannon(*logits, temperature=s.alignment_temperature)[:, None]
+        if self._has_graph:
+            for view, logit in self.soft_labels(batch.views).items():
+                extras[f"soft {view}"] = torch.sigmoid(logit)
+        return Rows(batch.row, self.towers(batch.views)[0], labels=batch.labels, extras=extras)
+
+    def loss(self, here: Rows, world: Rows, progress: Progress) -> Loss:
+        total, terms, active = self._metric(here, world, progress)
+        if self._has_graph:
+            weight = self.settings.weight * self._ramp(progress.t)
+            terms["lir"] = self._latent_interaction(here, world, progress)
+            total = total + weight * terms["lir"]
+        if self._teaching:
+            assert world.labels is not None
+            annotated = (world.labels != UNANNOTATED).sum().clamp(min=1)
+            terms["label_error"] = here.extras["label error"].sum() * world.num_ranks / annotated
+            terms["divergence"] = mean_over_world(here.extras["divergence"].squeeze(1), world)
+            total = total + terms["label_error"] + self.settings.alignment * terms["divergence"]
+        else:  # data-parallel training waits for the gradient of every parameter
+            total = total + 0 * torch.stack([p.sum() for p in self.teacher.parameters()]).sum()
+        return Loss(total, terms, active)
+
+    def _ramp(self, t: float) -> float:
+        since = t - (0.0 if self._phase == GIVEN else self.settings.t_teach)
+        return 1.0 if self.settings.ramp == 0 else min(max(since / self.settings.ramp, 0.0), 1.0)
+
+    def _metric(
+        self, here: Rows, world: Rows, progress: Progress
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """L_metric, the mean of both directions, and its terms and active share."""
+        values, active = {}, []
+        for query, key in (self.views, self.views[::-1]):
+            if self.proxies is not None:
+                classes = self.proxies.shape[0]
+                relation = Relation.to_classes(here, world, num_classes=classes, by="labels")
+                keys, name = self.proxies, f"{query}_to_proxies"
+            else:
+                relation = Relation.between(here, world, views="cross", by="labels")
+                keys, name = world.embeddings[key], f"{query}_to_{key}"
+            if self._has_graph and self.settings.negatives != "stay":
+                relation = self._without_linked(relation, here, world, query, key, progress)
+            rows = self._per_row(here.embeddings[query], keys, relation)
+            values[name] = world_mean(rows, relation)
+            active.append(active_share(rows, relation))
+        return torch.stack(list(values.values())).mean(), values, torch.stack(active).mean()
+
+    def _per_row(self, query: Tensor, keys: Tensor, relation: Relation) -> PerRow:
+        s = self.settings
+        if s.hinge is not None:
+            return triplet(query, keys, relation, **s.hinge.model_dump(), distance="cosine")
+        assert s.softmax is not None
+        loss = info_nce if s.loss == "info-nce" else supervised_contrastive
+        return loss(query, keys, relation, **s.softmax.model_dump())
+
+    def _without_linked(
+        self, relation: Relation, here: Rows, world: Rows, query: str, key: str, progress: Progress
+    ) -> Relation:
+        """The pairs of S_ij, whichever way i -> j goes, are no negatives."""
+        first, second = self.audio_to_visual, self.visual_to_audio.T
+        either = ((first > 0) | (second > 0)).to(first.dtype)  # [audio visual]
+        edges = either if query == self.views[0] else either.T
+        threshold = self.settings.threshold
+        sent = activated(world.extras[f"soft {query}"], threshold=threshold) @ edges  # [n c]
+        own = slice(here.first, here.first + len(here))
+        if self.proxies is not None:
+            received = torch.eye(len(edges), dtype=sent.dtype, device=sent.device)
+        else:
+            received = activated(world.extras[f"soft {key}"], threshold=threshold)
+        draw = key_draw = None
+        if self.settings.negatives == "weigh":
+            u = torch.rand(2, len(world), generator=_generator(progress, 1)).to(sent)
+            draw, key_draw = (u[0], u[1]) if query == self.views[0] else (u[1], u[0])
+            if self.proxies is not None:
+                key_draw = torch.zeros_like(received[0])
+        return replace(
+            relation,
+            query=replace(relation.query, link=sent[own], draw=None if draw is None else draw[own]),
+            world=replace(relation.world, link=sent, draw=draw),
+            key=replace(relation.key, link=received, draw=key_draw),
+        )
+
+    def _latent_interaction(self, here: Rows, world: Rows, progress: Progress) -> Float[Tensor, ""]:
+        """This rank's summand of LIR over both directions of A^."""
+        assert world.labels is not None
+        audio, visual = self.views
+        graphs = {(audio, visual): self.audio_to_visual, (visual, audio): self.visual_to_audio}
+        parts = []
+        for number, ((source, target), weights) in enumerate(graphs.items()):
+            soft = world.extras[f"soft {source}"], world.extras[f"soft {target}"]
+            latent = Latent(*soft, labels=world.labels, row=world.row)
+            known = {"first": here.first, "threshold": self.settings.threshold}
+            query, keys = here.embeddings[source], world.embeddings[target]
+            if self.settings.pairs == "all":
+                parts.append(latent_interaction(query, keys, latent, weights.to(query), **known).sum())
+            else:
+                shape = (2, len(weights), self._most_edges, self.settings.pairs)
+                draws = torch.rand(*shape, generator=_generator(progress, 2 + number)).to(query)
+                found = sampled_latent_interaction(query, keys, latent, weights.to(query), draws, **known)
+                parts.append(found)
+        return torch.stack(parts).sum() * world.num_ranks
+
+
+def _generator(progress: Progress, stream: int) -> torch.Generator:
+    """A function of seed and step, so that every rank draws the same."""
+    words = np.random.SeedSequence([progress.seed, progress.step, stream]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))

@@ -1,0 +1,308 @@
+"""ILI: its stages, what is trained when, LIR and the negatives in one step, the graph and its controls."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from raytrain.cluster.step import WorldLoss, update
+from raytrain.cluster.training import make_optimizer
+from raytrain.config import Model, Optim, validate
+from raytrain.losses.label_agreement import jensen_shannon, label_error
+from raytrain.losses.latent_interaction import Latent, latent_interaction
+from raytrain.losses.masks import Relation
+from raytrain.losses.reduction import world_mean
+from raytrain.losses.triplet import triplet
+from raytrain.methods.ili import Ili, IliSettings
+from raytrain.models.towers import ViewInput
+from raytrain.types import Progress
+from tests.methods.test_every_method import CLASSES, PROGRESS, VIEWS, N, batch, planted_graph
+
+HELD_OUT = batch(slice(0, N))
+
+
+def ili(**values: Any) -> Ili:
+    torch.manual_seed(1)
+    views = {name: ViewInput(torch.zeros(x.shape[1]), torch.ones(x.shape[1])) for name, x in VIEWS.items()}
+    model = Model(hidden=(6,), embedding=5, dropout=0.0)
+    made = Ili.build(validate(IliSettings, values), views, model, CLASSES).double().train()
+    assert isinstance(made, Ili)
+    return made
+
+
+def in_student_stage(**values: Any) -> Ili:
+    made = ili(**values)
+    made.begin("student", HELD_OUT)
+    return made.train()
+
+
+def step(method: Ili, at: Progress = PROGRESS) -> dict[str, Tensor]:
+    """Loss, terms and gradients of one step on all rows."""
+    method.zero_grad()
+    loss = WorldLoss(method, torch.float32)(HELD_OUT, (N,), at)
+    loss.total.backward()
+    gradients = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+    return {"loss": loss.total.detach(), **loss.terms, **gradients}
+
+
+def learn(method: Ili, steps: int, *, first: int = 0) -> None:
+    optimizer = make_optimizer(method, Optim())
+    for k in range(first, first + steps):
+        at = Progress(step=k, epoch=0, t=0.5, seed=0)
+        world_loss = WorldLoss(method, torch.float32)
+        update(
+            world_loss,
+            method,
+            HELD_OUT,
+            (N,),
+            at,
+            optimizer=optimizer,
+            learning_rate=1e-2,
+            clip=1.0,
+            ema=None,
+        )
+
+
+def weights_of(method: Ili, part: str) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in getattr(method, part).parameters()]).clone()
+
+
+def test_the_teacher_stage_is_av_sal_and_the_metric_loss() -> None:
+    method = ili(smoothing=0.2, alignment=0.3, alignment_temperature=2.0)
+    found = step(method)
+    rows = method.rows(HELD_OUT, PROGRESS)
+    logits = list(method.teacher(HELD_OUT.views)[1].values())
+    annotated = int((HELD_OUT.labels >= 0).sum())
+    errors = [label_error(u, HELD_OUT.labels, kind="bce", smoothing=0.2).sum() / annotated for u in logits]
+    agreement = jensen_shannon(*logits, temperature=2.0).mean()
+    relation = Relation.to_classes(rows, rows, num_classes=CLASSES, by="labels")
+    metric = [
+        world_mean(
+            triplet(z, method.proxies, relation, margin=0.2, mining="all", distance="cosine"), relation
+        )
+        for z in rows.embeddings.values()
+    ]
+    assert found["loss"].item() == pytest.approx(
+        (sum(metric) / 2 + sum(errors) + 0.3 * agreement).item(), abs=1e-12
+    )
+    assert "lir" not in found
+
+
+def test_student_and_teacher_share_no_gradient() -> None:
+    found = step(ili())
+    alone = step(ili(alignment=0.0, label_error="l2"))
+    for name, gradient in found.items():
+        if name.startswith(("towers", "proxies")):
+            assert torch.equal(gradient, alone[name]), "the teacher's loss does not reach the student"
+    assert any(not torch.equal(found[name], alone[name]) for name in found if name.startswith("teacher."))
+
+
+@pytest.mark.parametrize("pairs", ["all", 8])
+def test_the_student_stage_adds_lir_with_its_ramp(pairs: str | int) -> None:
+    values = {"threshold": 0.35, "weight": 0.6, "ramp": 0.2, "pairs": pairs, "negatives": "stay"}
+    method, without = in_student_stage(**values), in_student_stage(**values)
+    method.adopt(planted_graph())
+    for t, share in ((0.3, 0.0), (0.45, 0.25), (0.9, 1.0)):
+        at = replace(PROGRESS, t=t)
+        found, plain = step(method, at), step(without, at)
+        assert found["lir"].item() > 0
+        added = found["loss"].item() - plain["loss"].item()
+        assert added == pytest.approx(0.6 * share * found["lir"].item(), abs=1e-12)
+    if pairs == "all":
+        rows = method.rows(HELD_OUT, PROGRESS)
+        audio, visual = (rows.extras[f"soft {view}"] for view in ("audio", "visual"))
+        labels, z = HELD_OUT.labels, rows.embeddings
+        there = latent_interaction(
+            z["audio"], z["visual"], Latent(audio, visual, labels, rows.row), method.audio_to_visual,
+            first=0, threshold=0.35,
+        )  # fmt: skip
+        back = latent_interaction(
+            z["visual"], z["audio"], Latent(visual, audio, labels, rows.row), method.visual_to_audio,
+            first=0, threshold=0.35,
+        )  # fmt: skip
+        assert found["lir"].item() == pytest.approx((there.sum() + back.sum()).item(), abs=1e-12)
+        assert back.sum() > 0
+
+
+def test_soft_labels_carry_no_gradient_and_the_slow_teacher_is_in_no_optimiser() -> None:
+    method = in_student_stage(threshold=0.35)
+    method.adopt(planted_graph())
+    found = step(method)
+    assert not any(name.startswith("slow") for name in found)
+    teacher = [found[name] for name in found if name.startswith("teacher.")]
+    assert len(teacher) == len(list(method.teacher.parameters())) and not any(g.any() for g in teacher)
+    rows = method.rows(HELD_OUT, PROGRESS)
+    assert not rows.extras["soft audio"].requires_grad
+    expected = torch.sigmoid(method.soft_labels(HELD_OUT.views)["audio"])
+    torch.testing.assert_close(rows.extras["soft audio"], expected)
+
+
+def test_linked_pairs_are_no_negatives_in_either_direction() -> None:
+    method = in_student_stage(loss="info-nce", threshold=0.35)
+    method.adopt(planted_graph())
+    rows = method.rows(HELD_OUT, PROGRESS)
+    soft = {view: rows.extras[f"soft {view}"] for view in VIEWS}
+    plain = Relation.between(rows, rows, views="cross", by="labels")
+    for query, key in (("audio", "visual"), ("visual", "audio")):
+        linked = method._without_linked(plain, rows, rows, query, key, PROGRESS)
+        negative = linked.masks(0, N)[1]
+        for n in range(N):
+            for m in range(N):
+                a, v = (n, m) if query == "audio" else (m, n)
+                s_a, s_v = soft["audio"][a] > 0.35, soft["visual"][v] > 0.35
+                edges = [(0, 1), (0, 2)]  # audio -> visual, then visual -> audio
+                joined = any(s_a[i] and s_v[j] for i, j in edges) or bool(s_v[2] and s_a[1])
+                assert negative[n, m] == (bool(plain.masks(0, N)[1][n, m]) and not joined)
+    assert step(method)["loss"] != step_of_stay(method)
+
+
+def step_of_stay(method: Ili) -> Tensor:
+    other = in_student_stage(loss="info-nce", threshold=0.35, negatives="stay")
+    other.load_state_dict(method.state_dict())
+    return step(other)["loss"]
+
+
+def test_a_proxy_leaves_where_an_edge_leads_to_its_class() -> None:
+    method = in_student_stage(threshold=0.35)
+    method.adopt(planted_graph())
+    rows = method.rows(HELD_OUT, PROGRESS)
+    plain = Relation.to_classes(rows, rows, num_classes=CLASSES, by="labels")
+    linked = method._without_linked(plain, rows, rows, "audio", "visual", PROGRESS).masks(0, N)[1]
+    heard = rows.extras["soft audio"] > 0.35
+    for n in range(N):
+        leave = {
+            j for i, j in ((0, 1), (0, 2), (1, 2)) if heard[n, i]
+        }  # 2 seen -> 1 heard joins 1 heard with 2
+        for j in range(CLASSES):
+            assert linked[n, j] == (bool(plain.masks(0, N)[1][n, j]) and j not in leave)
+
+
+@pytest.mark.parametrize("verdict", ["unlinked", "linked"])
+def test_nothing_changes_when_the_graph_is_unlinked_or_empty(verdict: str) -> None:
+    graph = replace(planted_graph(), verdict=verdict)
+    if verdict == "linked":
+        empty = np.zeros((CLASSES, CLASSES))
+        graph = replace(graph, audio_to_visual=empty, visual_to_audio=empty)
+    method, without = in_student_stage(threshold=0.35), in_student_stage(threshold=0.35, graph="none")
+    method.adopt(graph)
+    found, expected = step(method), step(without)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_the_controls_of_the_graph() -> None:
+    permuted = in_student_stage(graph="permuted", permutation=4)
+    permuted.adopt(planted_graph())
+    edges = permuted.audio_to_visual
+    assert not torch.equal(edges, torch.from_numpy(planted_graph().audio_to_visual))
+    assert sorted(edges.flatten().tolist()) == sorted(planted_graph().audio_to_visual.flatten().tolist())
+    assert not edges.diagonal().any(), "permuted edges join different classes"
+    again = in_student_stage(graph="permuted", permutation=4)
+    again.adopt(planted_graph())
+    assert torch.equal(again.audio_to_visual, edges)
+    assert ili(graph="none").graph_plan(100, 10) is None
+    plan = ili(graph="lift").graph_plan(100, 10)
+    assert plan is not None and plan.search["weights"] == "lift"
+    lift = in_student_stage(graph="lift")
+    lift.adopt(replace(planted_graph(), verdict="unlinked"))
+    assert lift.audio_to_visual.any()
+
+
+def test_stages_and_plan() -> None:
+    method = ili(t_teach=0.4, lag=3)
+    assert method.stages(100, 10) == {40: "student"}
+    assert method.stages(20, 10) == {10: "student"}
+    plan = method.graph_plan(100, 10)
+    assert plan is not None and (plan.refreshes, plan.window, plan.lag) == ((40,), 10, 3)
+    online = ili(after_teaching="training", refresh_every=2, t_teach=0.4).graph_plan(100, 10)
+    assert online is not None and online.refreshes == (40, 60, 80)
+    with pytest.raises(ValueError, match=r"train\.epochs is 1; ili trains a teacher"):
+        method.stages(10, 10)
+
+
+def test_a_frozen_teacher_stands_still_and_one_that_trains_moves() -> None:
+    for after, moves in (("frozen", False), ("training", True)):
+        method = ili(after_teaching=after, teacher_average=0.5)
+        before = weights_of(method, "slow")
+        learn(method, 2)
+        assert not torch.equal(weights_of(method, "slow"), before), "the teacher stage moves it"
+        method.begin("student", HELD_OUT)
+        method.train()
+        before, student = weights_of(method, "slow"), weights_of(method, "towers")
+        learn(method, 2, first=2)
+        assert torch.equal(weights_of(method, "slow"), before) != moves
+        assert not torch.equal(weights_of(method, "towers"), student)
+
+
+def test_the_slow_teacher_is_the_stated_average() -> None:
+    method = ili(teacher_average=0.75)
+    before = weights_of(method, "slow")
+    learn(method, 1)
+    torch.testing.assert_close(
+        weights_of(method, "slow"), 0.75 * before + 0.25 * weights_of(method, "teacher")
+    )
+
+
+def test_the_calibration_is_of_the_held_out_rows() -> None:
+    method = ili(calibration="platt")
+    learn(method, 5)
+    raw = method.slow(HELD_OUT.views)[1]
+    method.begin("student", HELD_OUT)
+    for (scale, offset), view in zip(method.calibration.tolist(), VIEWS, strict=True):
+        torch.testing.assert_close(method.soft_labels(HELD_OUT.views)[view], scale * raw[view] + offset)
+    assert not torch.equal(method.calibration[0], method.calibration[1])
+    once = method.calibration.clone()
+    method.begin("student", HELD_OUT)
+    assert torch.equal(method.calibration, once), "a stage can begin again"
+
+
+def test_stage_and_graph_survive_a_checkpoint() -> None:
+    method = in_student_stage(threshold=0.35)
+    method.adopt(planted_graph())
+    other = ili(threshold=0.35)
+    other.load_state_dict(method.state_dict())
+    found, expected = step(other), step(method)
+    assert all(torch.equal(found[name], expected[name]) for name in expected) and "lir" in found
+
+
+def test_a_given_teacher_is_not_trained_and_lir_begins_at_once() -> None:
+    source = ili(calibration="platt")
+    learn(source, 3)
+    source.begin("student", HELD_OUT)
+    method = ili(threshold=0.35, ramp=0.1)
+    method.load_teacher(source.teacher_state())
+    method.adopt(planted_graph())
+    before = weights_of(method, "slow")
+    found = step(method, replace(PROGRESS, t=0.1))
+    assert "label_error" not in found and method._ramp(0.05) == pytest.approx(0.5)
+    method.begin("student", HELD_OUT)
+    assert torch.equal(method.calibration, source.calibration)
+    learn(method, 2)
+    assert torch.equal(weights_of(method, "slow"), before) and torch.equal(before, weights_of(source, "slow"))
+    with pytest.raises(ValueError, match="this teacher does not fit: calibration"):
+        method.load_teacher({k: v for k, v in source.teacher_state().items() if k != "calibration"})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"loss": "triplet", "softmax": {}}, "softmax is set, but loss 'triplet' has none"),
+        ({"pairs": 0}, "pairs is 0; at least 1, or 'all'"),
+        ({"refresh_every": 2}, "a frozen teacher gives the same graph again"),
+        ({"graph": "none", "refresh_every": 2, "after_teaching": "training"}, "makes no graph"),
+        ({"permutation": 3}, "set graph = 'permuted'"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        validate(IliSettings, values)
+
+
+def test_data_without_a_class_per_clip_are_refused() -> None:
+    with pytest.raises(ValueError, match="ili needs one annotated class per clip"):
+        Ili.check(IliSettings(), "events")
