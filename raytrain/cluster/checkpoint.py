@@ -14,20 +14,28 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 PREFIX = "step-"
+MANIFEST, STATE = "manifest.json", "state.json"
+PARTIAL, OLD = ".partial", ".old"
+"""Ends of the hidden names of what is being written and of what it replaces."""
+MAX_MANIFEST_BYTES = 2**16
+FILE_NAME = re.compile(r"state\.json|[a-z_]+\.safetensors")
 
 
 class DamagedCheckpoint(ValueError):
@@ -43,22 +51,22 @@ class Checkpoint:
 
 
 def save(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint to `path`, replacing what is there only when the new one is whole."""
+    """Writes a checkpoint to `path`, replacing what is there only when the new one is whole.
+
+    The sums are of what is in memory, so what the disk made of it is told when it is read.  Raises OSError with the
+    file's name where it could not be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        for name, group in tensors.items():
-            contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in group.items()}
-            save_file(contiguous, partial / f"{name}.safetensors")
-        (partial / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False))
-        files = sorted(partial.iterdir())
-        sums = {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in files}
-        manifest = partial / "manifest.json"
-        manifest.write_text(json.dumps({"format": FORMAT, "files": sums}, indent=1))
-        for file in [*files, manifest]:
-            _fsync(file)
+        sums = {}
+        for name, data in _serialised(tensors, state):
+            _write(partial / name, data)
+            sums[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        manifest = json.dumps({"format": FORMAT, "files": sums}, indent=1).encode()
+        _write(partial / MANIFEST, manifest)
         _fsync(partial)
         _put_in_place(partial, path)
     except BaseException:
@@ -66,9 +74,34 @@ def save(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping
         raise
 
 
+def _serialised(
+    tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file, one in memory at a time."""
+    for name, group in tensors.items():
+        contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in group.items()}
+        yield f"{name}.safetensors", serialise(contiguous)
+    yield STATE, json.dumps(state, indent=1, allow_nan=False).encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:  # of a write it does not say which file
+            raise OSError(
+                error.errno, f"{error.strerror}; the checkpoint is not written", str(path)
+            ) from None
+    size = path.stat().st_size
+    if size != len(data):
+        raise OSError(f"{path}: {size} of {len(data)} bytes were written; the checkpoint is not written")
+
+
 def _put_in_place(partial: Path, path: Path) -> None:
     if path.exists():
-        old = path.with_name(f".{path.name}.old")
+        old = path.with_name(f".{path.name}{OLD}")
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
         partial.rename(path)
@@ -76,6 +109,22 @@ def _put_in_place(partial: Path, path: Path) -> None:
     else:
         partial.rename(path)
     _fsync(path.parent)
+
+
+def settle(folder: Path) -> None:
+    """Ends what a killed `save` or `prune` in this folder left half done.  Only while nobody saves here.
+
+    One that was killed between its two renames has moved the old checkpoint away and not put the new one there: the
+    old one comes back.
+    """
+    if not folder.is_dir():
+        return
+    for old in folder.glob(f".*{OLD}"):
+        place = old.with_name(old.name.removeprefix(".").removesuffix(OLD))
+        if not place.exists():
+            old.rename(place)
+    for left in (*folder.glob(f".*{OLD}"), *folder.glob(f".*{PARTIAL}")):
+        shutil.rmtree(left)
 
 
 def _fsync(path: Path) -> None:
@@ -86,35 +135,54 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read(path: Path) -> Checkpoint:
     """The checkpoint at `path`; DamagedCheckpoint if any byte of it is not what was written."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        files: dict[str, dict[str, Any]] = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"{path}: manifest.json cannot be read ({error})") from None
-    if manifest.get("format") != FORMAT:
-        raise DamagedCheckpoint(f"{path}: format {manifest.get('format')!r}, this version reads {FORMAT}")
-    contents: dict[str, bytes] = {}
-    for name, expected in files.items():
+    contents = {}
+    for name, (sha256, size) in _read_manifest(path).items():
+        file = path / name
         try:
-            contents[name] = (path / name).read_bytes()
+            found = file.stat().st_size
+            data = file.read_bytes() if found == size else b""
         except OSError as error:
-            raise DamagedCheckpoint(f"{path / name}: cannot be read ({error.strerror})") from None
-        if hashlib.sha256(contents[name]).hexdigest() != expected["sha256"]:
-            size = len(contents[name])
+            raise DamagedCheckpoint(f"{file}: cannot be read ({error.strerror})") from None
+        if found != size or hashlib.sha256(data).hexdigest() != sha256:
             raise DamagedCheckpoint(
-                f"{path / name}: its sha256 is not that of the manifest ({size} of {expected['bytes']} bytes)"
+                f"{file}: its sha256 is not that of the manifest ({found} of {size} bytes)"
             )
-    tensors = {
-        Path(name).stem: load(data) for name, data in contents.items() if name.endswith(".safetensors")
-    }
-    return Checkpoint(tensors, json.loads(contents["state.json"]), path)
+        contents[name] = data
+    if STATE not in contents:
+        raise DamagedCheckpoint(f"{path / MANIFEST}: names no {STATE}")
+    try:
+        tensors = {
+            Path(name).stem: load(data) for name, data in contents.items() if name.endswith(".safetensors")
+        }
+        state = json.loads(contents[STATE])
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{path}: not written by raytrain ({error})") from None
+    if not isinstance(state, dict):
+        raise DamagedCheckpoint(f"{path / STATE}: not written by raytrain (no object)")
+    return Checkpoint(tensors, state, path)
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[str, int]]:
+    """sha256 and bytes by the name of the file, in the folder and nowhere else."""
+    file = path / MANIFEST
+    try:
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise DamagedCheckpoint(f"{file}: {file.stat().st_size} bytes; a manifest has a few hundred")
+        manifest = json.loads(file.read_bytes())
+        if manifest["format"] != FORMAT:
+            raise DamagedCheckpoint(f"{path}: format {manifest['format']!r}, this version reads {FORMAT}")
+        files = {}
+        for name, entry in manifest["files"].items():
+            if not FILE_NAME.fullmatch(name):
+                raise DamagedCheckpoint(f"{file}: names {name!r}, which is no file of a checkpoint")
+            files[name] = (str(entry["sha256"]), int(entry["bytes"]))
+    except DamagedCheckpoint:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{path}: {MANIFEST} cannot be read ({error})") from None
+    return files
 
 
 def list_steps(folder: Path) -> list[Path]:
@@ -140,9 +208,16 @@ def latest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def prune(folder: Path, keep: int) -> None:
-    for path in list_steps(folder)[:-keep]:
-        shutil.rmtree(path)
+def prune(folder: Path, keep: int, newest: Path | None = None) -> None:
+    """Keeps the newest `keep`.  What is newer than `newest`, the one just written, was damaged: the run went back
+    behind it, and it goes too."""
+    paths = list_steps(folder)
+    whole = [path for path in paths if newest is None or path <= newest]
+    for path in set(paths) - set(whole[-keep:]):
+        gone = path.with_name(f".{path.name}{OLD}")
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)  # at once: half a folder would look like a damaged checkpoint
+        shutil.rmtree(gone)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from raytrain.cluster.diagnostics import Watch
 from raytrain.cluster.gather import gather
+from raytrain.cluster.row_stream import RowStream
 from raytrain.methods.base import Method
 from raytrain.models.ema import Ema
 from raytrain.types import Batch, Loss, Progress
@@ -21,6 +22,7 @@ class WorldLoss(nn.Module):
         super().__init__()
         self.method, self.precision = method, precision
         self.watch: Watch | None = None
+        self.stream: RowStream | None = None
 
     def forward(self, batch: Batch, sizes: tuple[int, ...], progress: Progress) -> Loss:
         reduced = self.precision != torch.float32
@@ -29,6 +31,8 @@ class WorldLoss(nn.Module):
         here, world = gather(rows, sizes)
         if self.watch is not None:
             self.watch.rows(here, world)
+        if self.stream is not None:
+            self.stream.add(world.row)
         return self.method.loss(here, world, progress)
 
 

@@ -18,6 +18,8 @@ from raytrain.cluster.checkpoint import Checkpoint, load_optimizer, optimizer_te
 from raytrain.cluster.diagnostics import Watch
 from raytrain.cluster.meter import Meter
 from raytrain.cluster.precision import choose_precision
+from raytrain.cluster.preemption import Agreement, Heard, Listen, Preempted, nothing
+from raytrain.cluster.row_stream import RowStream
 from raytrain.cluster.schedule import learning_rate, step_seed
 from raytrain.cluster.sources import Source, to_device
 from raytrain.cluster.step import WorldLoss, update
@@ -59,6 +61,8 @@ class State:
     """Validations since the best one."""
     stopped: bool = False
     precision: str = ""
+    rows: str = "0:0"
+    """Fingerprint of the row ids that all steps saw, in order; see `RowStream`."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One record per validation; no timing in it, so that equal runs have equal histories."""
 
@@ -95,6 +99,8 @@ class Training:
         self._best: dict[str, Tensor] | None = None  # weights with the best score, not yet written
         self._saved_at = time.monotonic()
         self.num_steps = config.train.epochs * order.num_batches
+        self.stream = RowStream()
+        self._settle()
         found = self._restore()
         if not self.state.precision:
             self.state.precision = choose_precision(config, device)
@@ -111,7 +117,7 @@ class Training:
         if found is not None:
             self.teaching.restore(found.tensors.get("teaching", {}), found.state["teaching"])
         world_loss = WorldLoss(self.method, getattr(torch, self.state.precision))
-        world_loss.watch = self.watch
+        world_loss.watch, world_loss.stream = self.watch, self.stream
         self.world_loss: nn.Module = world_loss
         if num_ranks() > 1:
             self.world_loss = DistributedDataParallel(
@@ -119,11 +125,18 @@ class Training:
             )
 
     def run(
-        self, source: Source, validation: Validation, reporter: Reporter | None, *, until: int | None = None
+        self,
+        source: Source,
+        validation: Validation,
+        reporter: Reporter | None,
+        *,
+        until: int | None = None,
+        listen: Listen = nothing,
     ) -> State:
         """Trains to the end, or until validation has not improved for `train.patience` validations.
 
         Pauses when `until` epochs are done: another call goes on as if there had been no pause.
+        `listen` says what this rank has heard of an end (`raytrain.cluster.preemption`); Preempted where it is END.
         """
         train, state = self.config.train, self.state
         if self.finished:
@@ -132,6 +145,7 @@ class Training:
             return state
         self.watch.num_classes = validation.num_classes
         self.teaching.classes = validation.classes
+        agreement = Agreement(listen, self.device)
         meter, since = Meter(), time.perf_counter()
         ranks, batches_per_epoch = num_ranks(), self.order.num_batches
         self.world_loss.train()
@@ -185,6 +199,13 @@ class Training:
             paused = epoch_ends and until is not None and epoch + 1 >= until
             if self.finished or paused:
                 break
+            heard = agreement.after(state.step)
+            if heard != Heard.NOTHING:
+                self.save()
+            if heard >= Heard.END:
+                agreement.finish()
+                raise Preempted(heard, state.step)
+        agreement.finish()
         assert self.finished or paused, "the source ended before the run did"
         if self.finished:
             self.teaching.finish(state.step)
@@ -251,6 +272,7 @@ class Training:
         """
         seen = self.watch.state_dict()
         teaching, facts = self.teaching.state()
+        self.state.rows = str(self.stream)
         if rank() != 0:
             return
         if self._best is not None:
@@ -266,9 +288,18 @@ class Training:
             tensors["teaching"] = teaching
         state = {**_plain(self.state), "teaching": facts}
         folder = self.folder / CHECKPOINTS
-        checkpoint.save(checkpoint.path_of_step(folder, self.state.step), tensors, state)
-        checkpoint.prune(folder, self.config.train.keep_checkpoints)
+        path = checkpoint.path_of_step(folder, self.state.step)
+        checkpoint.save(path, tensors, state)
+        checkpoint.prune(folder, self.config.train.keep_checkpoints, path)
         self._saved_at = time.monotonic()
+
+    def _settle(self) -> None:
+        """Ends what a killed run left half done, before any rank reads a checkpoint."""
+        if rank() == 0:
+            checkpoint.settle(self.folder)
+            checkpoint.settle(self.folder / CHECKPOINTS)
+        if num_ranks() > 1:
+            torch.distributed.barrier()
 
     def _restore(self) -> Checkpoint | None:
         found = checkpoint.latest(self.folder / CHECKPOINTS)
@@ -282,6 +313,7 @@ class Training:
         best = found.state["best_score"]
         own = {name: value for name, value in found.state.items() if name != "teaching"}
         self.state = State(**{**own, "best_score": -math.inf if best is None else best})
+        self.stream.restore(self.state.rows)
         return found
 
 
