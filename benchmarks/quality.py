@@ -360,7 +360,7 @@ def tested(
     """Runs what is missing, and shows and returns the table.  `cuts`: name and data set of each fold."""
     from raytrain.cluster.study import Results
 
-    cuts = list(cuts)
+    cuts, seeds = list(cuts), list(seeds)
     own = {variant.partition(":")[0]: overrides_of(variant) for variant in variants}
     variants = list(own)
     if baselines is None:
@@ -368,8 +368,8 @@ def tested(
     results = Results(out / "results.jsonl")
     tasks = [
         Task(variant, fold, seed, path, (*overrides, *own[variant]))
-        for fold, path in cuts
         for seed in seeds
+        for fold, path in cuts
         for variant in variants
     ]
     console.print(
