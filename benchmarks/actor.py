@@ -10,7 +10,9 @@ with_over_without   steady-state throughput of a run with a slow teacher (EMA of
                     adopted, over the same run with nothing of that.  Towers of 1024-1024, batch 400, one thread; a
                     graph every 20 epochs, its window one epoch, its lag two, weights published every two epochs.  An
                     epoch of each by turns; wall time, because it may wait; median of the ratios of the cycles.
-counting_epoch      throughput in the epochs of the window alone: what other intervals would cost follows from it
+cpu_and_waits       the same of CPU seconds of this process plus the wall seconds that it waited for the actor: what
+                    others do on the machine is not in it
+counting_epoch      the same of the epochs of the window alone: what other intervals would cost follows from it
 wait_ms             mean wait for a graph at its adoption
 publish_ms          mean time of rank 0 for handing over the weights
 search_s            CPU seconds of one graph in this process, for comparison
@@ -173,10 +175,14 @@ class Run:
         self.training = Training(config, method, order, folder, CPU, maker=self.maker)
         self.source, self.validation = Resident(held.rows, order, 0, 1, CPU), held.validation
 
-    def seconds(self, until: int | None = None) -> float:
-        start = time.perf_counter()
+    def seconds(self, until: int | None = None) -> tuple[float, float]:
+        """Wall seconds; CPU seconds of this process and wall seconds of its waits."""
+        start, cpu, waited = time.perf_counter(), time.process_time(), self._waited()
         self.training.run(self.source, self.validation, None, until=until)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - cpu + self._waited() - waited
+
+    def _waited(self) -> float:
+        return 0.0 if self.maker is None else sum(self.maker.waited)
 
 
 def configure(dataset: Dataset, hidden: int, epochs: int, **method: Any) -> Config:
@@ -211,19 +217,24 @@ def throughput(folder: Path, *, cycles: int, epochs_of_cycle: int) -> dict[str, 
         Run(configs[teacher], dataset, held, folder / f"run-{teacher}") for teacher in (True, False)
     )
     assert taught.maker is not None
-    ratios, counting = [], []
+    ratios, busy, counting = [], [], []
     for number in range(cycles + 1):  # the first one warms up
-        spent = {taught: 0.0, plain: 0.0}
+        spent = {taught: (0.0, 0.0), plain: (0.0, 0.0)}
         for epoch in range(epochs_of_cycle):
             until = number * epochs_of_cycle + epoch + 1
             now = {run: run.seconds(until) for run in ((taught, plain) if epoch % 2 else (plain, taught))}
-            spent = {run: spent[run] + now[run] for run in now}
+            spent = {run: (spent[run][0] + now[run][0], spent[run][1] + now[run][1]) for run in now}
             if number and epoch == epochs_of_cycle - 1:
-                counting.append(now[plain] / now[taught])
+                counting.append(now[plain][1] / now[taught][1])
         if number:
-            ratios.append(spent[plain] / spent[taught])
-            rate = cycle * 400 / spent[plain]
-            print(f"cycle {number}: {cycle} steps each, plain {rate:,.0f} rows/s, ratio {ratios[-1]:.3f}")
+            ratios.append(spent[plain][0] / spent[taught][0])
+            busy.append(spent[plain][1] / spent[taught][1])
+            rate = cycle * 400 / spent[plain][0]
+            print(
+                f"cycle {number}: {cycle} steps each, plain {rate:,.0f} rows/s, ratio {ratios[-1]:.3f}, "
+                f"of CPU and waits {busy[-1]:.3f}",
+                flush=True,
+            )
     assert taught.maker.request is not None
     start = time.process_time()
     make_graph(taught.maker.request)
@@ -231,6 +242,9 @@ def throughput(folder: Path, *, cycles: int, epochs_of_cycle: int) -> dict[str, 
         "with_over_without": round(statistics.median(ratios), 3),
         "with_over_without_min": round(min(ratios), 3),
         "with_over_without_max": round(max(ratios), 3),
+        "cpu_and_waits": round(statistics.median(busy), 3),
+        "cpu_and_waits_min": round(min(busy), 3),
+        "cpu_and_waits_max": round(max(busy), 3),
         "cycle_steps": cycle,
         "counting_epoch": round(statistics.median(counting), 3),
         "wait_ms": round(1e3 * statistics.mean(taught.maker.waited[1:]), 2),
@@ -255,7 +269,7 @@ def deaths(folder: Path, *, kills: int, epochs: int) -> dict[str, Any]:
     config = configure(dataset, 64, epochs, teacher=True, **plan)
     held = Held.of(config, dataset, CPU)
     whole = Run(config, dataset, held, folder / "whole")
-    length = whole.seconds()
+    length, _ = whole.seconds()
     expected = fingerprint(folder / "whole")
     generator = random.Random(0)
     equal, killed, waits = 0, 0, []
@@ -264,14 +278,15 @@ def deaths(folder: Path, *, kills: int, epochs: int) -> dict[str, Any]:
         moment = generator.uniform(0.0, length)
         timer = threading.Timer(moment, os.kill, (run.pid, signal.SIGKILL))
         timer.start()
-        took = run.seconds()
+        took, _ = run.seconds()
         timer.join()
         killed += ray.get(run.actor.pid.remote()) != run.pid
         same = fingerprint(folder / f"killed-{number}") == expected
         equal += same
         waits.append(took)
         print(
-            f"killed after {moment:5.2f} s of {length:.2f} s: {'equal' if same else 'NOT EQUAL'}, {took:.1f} s"
+            f"killed after {moment:5.2f} s of {length:.2f} s: {'equal' if same else 'NOT EQUAL'}, {took:.1f} s",
+            flush=True,
         )
     return {
         "kills": killed,

@@ -10,6 +10,7 @@ What must outlive the process goes into a `Store`; a new `Teacher` on the same s
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from raytrain.graph.dependency import ClassDependency, class_dependency
 from raytrain.graph.moments import MomentAccumulator
+
+log = logging.getLogger(__name__)
 
 ARRAYS = (
     "audio_to_visual",
@@ -175,7 +178,10 @@ class Teacher:
                 return known[1]
             graph = make_graph(request)
             if self._store is not None:
-                self._store.keep_graph(request.step, digest, graph)
+                try:
+                    self._store.keep_graph(request.step, digest, graph)
+                except OSError as error:  # a graph is there all the same, and can be made again
+                    log.warning("the graph of step %d could not be stored (%s)", request.step, error)
             self._kept.graphs[request.step] = digest, graph
             self._counts["graphs_made"] += 1
             return graph

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raytrain import teacher as module
 from raytrain.cluster import checkpoint
-from raytrain.cluster.teacher_store import GRAPHS, TEACHER, FolderStore
+from raytrain.cluster.teacher_store import GRAPHS, TEACHER, FolderStore, settle
 from raytrain.graph.dependency import ClassDependency
 from raytrain.graph.moments import MomentAccumulator
 from raytrain.teacher import (
@@ -195,6 +195,37 @@ def test_damaged_weights_fall_back_to_those_before(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["step-00000020", "step-00000030"]
     (paths[-1] / "weights.safetensors").write_bytes(b"short")
     assert Teacher(FolderStore(tmp_path, ABOUT)).version == 20
+
+
+def test_what_a_killed_teacher_left_half_written_is_ended(tmp_path: Path, counted: list[int]) -> None:
+    """Cut off in a save, and between the two renames of one that replaces."""
+    teacher = Teacher(FolderStore(tmp_path, ABOUT))
+    teacher.publish(10, weights(1.0))
+    graph = teacher.refresh(request())
+    half = tmp_path / TEACHER / ".step-00000020.partial"
+    half.mkdir()
+    (half / "weights.safetensors").write_bytes(b"half")
+    place = checkpoint.path_of_step(tmp_path / GRAPHS, 40)
+    place.rename(place.with_name(f".{place.name}.old"))
+    settle(tmp_path)
+    again = Teacher(FolderStore(tmp_path, ABOUT))
+    assert not half.exists() and again.version == 10
+    assert equal(again.refresh(request()), graph) and counted == [40]
+
+
+def test_a_disk_that_is_full_costs_no_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*unused: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    teacher = Teacher(FolderStore(tmp_path, ABOUT))
+    assert equal(teacher.refresh(request()), make_graph(request()))
+    assert "No space left" in caplog.text
+    with pytest.raises(OSError, match="No space left"):
+        teacher.publish(10, weights(1.0))
+    assert teacher.version is None, "what is not durable is not published"
 
 
 def test_the_fingerprint_is_of_weights_and_graph() -> None:

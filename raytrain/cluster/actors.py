@@ -25,7 +25,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from torch import Tensor
 
 from raytrain.cluster import run_folder
-from raytrain.cluster.teacher_store import FolderStore, TrainedTeacher, about, read_teacher
+from raytrain.cluster.teacher_store import FolderStore, TrainedTeacher, about, read_teacher, settle
 from raytrain.config import Config
 from raytrain.data.manifest import Dataset
 from raytrain.graph.dependency import ClassDependency
@@ -69,6 +69,8 @@ class TeacherShell(Teacher):
     def __init__(self, config: Config, dataset: Dataset, folder: Path, *, shared: bool):
         torch.set_num_threads(1)
         os.nice(NICENESS)
+        if not shared:
+            settle(folder)
         store = FolderStore(folder, about(config, dataset))
         super().__init__(
             SharedStore(store) if shared else store, lambda: build(config, dataset.manifest).eval()

@@ -10,7 +10,7 @@ import torch
 from raytrain.cluster.allocator import keep_freed_memory
 from raytrain.cluster.schedule import step_seed
 from raytrain.cluster.sources import Resident, batch_of, to_device
-from raytrain.cluster.teacher_store import FolderStore, TrainedTeacher, about, read_teacher
+from raytrain.cluster.teacher_store import FolderStore, TrainedTeacher, about, read_teacher, settle
 from raytrain.cluster.training import Reporter, State, Training
 from raytrain.cluster.validation import Validation
 from raytrain.config import Config
@@ -58,7 +58,10 @@ def local_teacher(
     given = None
     if config.train.teacher is not None:
         given = read_teacher(Path(config.train.teacher), config, dataset)
-    return local_maker(config, dataset, folder) if method.teacher_state() else None, given
+    if not method.teacher_state():
+        return None, given
+    settle(folder)
+    return local_maker(config, dataset, folder), given
 
 
 def local_maker(config: Config, dataset: Dataset, folder: Path) -> LocalMaker:

@@ -77,6 +77,12 @@ class FolderStore:
         checkpoint.save(path, {"graph": graph_tensors(graph)}, facts)
 
 
+def settle(run: Path) -> None:
+    """Ends what a killed teacher of this run left half written; only while none writes."""
+    for part in (TEACHER, GRAPHS):
+        checkpoint.settle(run / part)
+
+
 def read_graph(found: checkpoint.Checkpoint) -> ClassDependency:
     """The graph of a checkpoint that `FolderStore` wrote."""
     return graph_of(found.tensors["graph"], found.state["facts"])
