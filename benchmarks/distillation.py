@@ -1,6 +1,7 @@
 """Compositional distillation and its comparators on a student that has something to learn: top-1 of the student alone.
 
     python benchmarks/distillation.py --data ucf51_av.h5 [--seeds 5] [--tune]
+    python benchmarks/distillation.py --short
 
 The audio view teaches, the visual view learns.  The student's view is degraded before anything is fitted, train and
 test alike: columns at zero mean and unit deviation (those of the file's train rows), a random projection to
@@ -31,7 +32,14 @@ import numpy as np
 import quality
 from rich.console import Console
 
-SETTINGS = ("train.epochs=30", "train.precision=bfloat16", "train.patience=off", "model.hidden=[512]")
+SETTINGS = (
+    "train.epochs=20",
+    "train.patience=off",
+    "train.validate_every=2",
+    "train.diagnose_every=off",
+    "train.precision=bfloat16",
+    "model.hidden=[512]",
+)
 """Of every run."""
 
 DEFAULTS: dict[str, dict[str, float]] = {
@@ -77,13 +85,28 @@ def degrade(source: Path, target: Path, *, dimensions: int, noise: float, seed: 
             made[f"visual_{split}"] = rows.astype(np.float32)
 
 
+def demo_world(target: Path, scratch: Path) -> None:
+    """A feature file of the demo world, for --short: no number of it says anything of real clips."""
+    from raytrain.data.scene_config import SceneConfig
+    from raytrain.data.scenes import generate_scenes
+    from raytrain.data.shards import read_split
+
+    dataset = generate_scenes(scratch, config=SceneConfig(clips=2000, visual_size=64))
+    with h5py.File(target, "w") as file:
+        for split in ("train", "test"):
+            arrays = read_split(dataset, split)
+            file[f"lab_{split}"] = arrays.labels
+            for view, rows in arrays.views.items():
+                file[f"{view}_{split}"] = rows
+
+
 def chosen(
-    folds: list[tuple[str, str]], out: Path, jobs: int, console: Console
+    folds: list[tuple[str, str]], overrides: tuple[str, ...], out: Path, jobs: int, console: Console
 ) -> dict[str, dict[str, float]]:
     """Validation top-1 of every distillation by the multiple of its weights."""
     variants = [f"{scale:.3g} x {variant(name, scale)}" for name in DEFAULTS for scale in SCALES]
     entries = quality.tested(
-        folds[:1], variants, seeds=[100], overrides=SETTINGS, baselines=[], metric="top_1", out=out,
+        folds[:1], variants, seeds=[100], overrides=overrides, baselines=[], metric="top_1", out=out,
         jobs=jobs, console=console,
     )  # fmt: skip
     found = {entry["method"]: entry["validation_mean"] for entry in entries if "validation_mean" in entry}
@@ -94,20 +117,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
     )
-    parser.add_argument(
-        "--data", type=Path, required=True, help="HDF5 with audio and visual features and groups"
-    )
+    parser.add_argument("--data", type=Path, help="HDF5 with audio and visual features and groups")
     parser.add_argument("--dimensions", type=int, default=32)
     parser.add_argument("--noise", type=float, default=1.0)
     parser.add_argument("--corruption-seed", type=int, default=0)
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--short", action="store_true", help="a small world, one seed, two epochs")
     parser.add_argument("--out", type=Path, default=Path("runs/distillation"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     console = Console(width=None if Console().is_terminal else 200)
+    if options.data is None and not options.short:
+        parser.error("--data is missing: an HDF5 file, or --short for a small demo world")
     options.out.mkdir(parents=True, exist_ok=True)
+    overrides: tuple[str, ...] = SETTINGS
+    if options.short:
+        overrides, options.seeds = (*SETTINGS, "train.epochs=2", "model.hidden=[64]"), 1
+    if options.data is None:
+        options.data = options.out / "demo.h5"
+        if not options.data.exists():
+            demo_world(options.data, options.out / "demo")
     name = f"{options.data.stem}-{options.dimensions}-{options.noise}-{options.corruption_seed}"
     out = options.out / name
     out.mkdir(exist_ok=True)
@@ -117,14 +148,16 @@ def main() -> None:
             options.data, degraded, dimensions=options.dimensions, noise=options.noise,
             seed=options.corruption_seed,
         )  # fmt: skip
-    folds = list(quality.folds(degraded, "group", options.num_folds, out))
-    result: dict[str, Any] = {"data": name, "settings": SETTINGS}
+    with h5py.File(degraded) as file:
+        how = "group" if "group_train" in file else "own"
+    folds = list(quality.folds(degraded, how, options.num_folds, out))
+    result: dict[str, Any] = {"data": name, "settings": overrides}
     if options.tune:
-        result["validation_top_1"] = chosen(folds, out, options.jobs, console)
+        result["validation_top_1"] = chosen(folds, overrides, out, options.jobs, console)
     else:
         variants = [variant(name, WEIGHTS[name]) for name in DEFAULTS]
         result["results"] = quality.tested(
-            folds, [variants[0], BASELINE, *variants[1:]], seeds=range(options.seeds), overrides=SETTINGS,
+            folds, [variants[0], BASELINE, *variants[1:]], seeds=range(options.seeds), overrides=overrides,
             baselines=["baseline"], metric="top_1", out=out, jobs=options.jobs, console=console,
         )  # fmt: skip
     print(json.dumps(result))
