@@ -42,11 +42,13 @@ class Base:
     values: Mapping[str, Any]
     """Nested, as the user gave them."""
     manifest: Manifest
+    with_teacher: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Values that go with a shared teacher, by its folder."""
 
     def config(self, values: Mapping[str, Any]) -> Config:
         """Resolved.  Raises ValueError where values do not go together."""
         nested = json.loads(json.dumps(self.values))
-        for key, value in values.items():
+        for key, value in {**self.with_teacher.get(values.get("train.teacher", ""), {}), **values}.items():
             override(nested, key.split("."), value)
         return resolve(validate(Config, nested), self.manifest)
 
@@ -86,6 +88,8 @@ class Search:
     num_trials: int
     counts_stopped: bool
     """Whether the sampler learns from stopped trials only if they are told as complete."""
+    default: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the default that the best is compared with."""
     told: Callable[[Trial], None] = lambda trial: None
     """Hears of every trial that moved."""
     on_begin: Callable[[Mapping[int, Trial]], None] = lambda trials: None

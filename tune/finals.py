@@ -155,7 +155,7 @@ def finish(
         raise ValueError(
             f"no trial has a score: {'; '.join(errors)[:300]}; mend that and begin with another --out"
         )
-    default = Candidate(DEFAULT, {})
+    default = Candidate(DEFAULT, dict(search.default))
     candidates = [Candidate(f"trial {trial.number}", trial.values) for trial in survivors]
     scores = run_seeds(search, [*candidates, default], seeds, pool, told)
     means = {name: float(np.mean(list(of.values()))) for name, of in scores.items()}

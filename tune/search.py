@@ -45,6 +45,13 @@ WAYS = ("auto", "workers", "here", "nested")
 @click.option("--seeds", type=int, default=3, show_default=True, help="Of each survivor and of the default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampler and of all trials.")
 @click.option(
+    "--teachers",
+    type=int,
+    default=4,
+    show_default=True,
+    help="Of methods with a teacher of its own (ili): how many trials share; 0: each trial trains its own.",
+)
+@click.option(
     "--workers-per-trial", type=int, default=1, show_default=True, help="Ray Train workers of a trial."
 )
 @click.option("--gpus-per-trial", type=float, default=0.0, show_default=True, help="May be a share of one.")

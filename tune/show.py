@@ -96,7 +96,7 @@ def number(value: Any) -> str:
         return f"{value:.3g}"
     if isinstance(value, (list, tuple)):
         return "x".join(map(str, value))
-    return "off" if value is None else str(value)
+    return "off" if value is None else str(value).rpartition("/")[2]
 
 
 def duration(seconds: float) -> str:

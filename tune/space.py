@@ -162,6 +162,35 @@ SPACES: Mapping[str, Space] = {
             },
         ),
     },
+    "ili": {
+        **OPTIMISER,
+        **TOWERS,
+        "method.loss": Choice(
+            words("proxy-triplet", "triplet", "info-nce", "supcon"),
+            then={
+                **{
+                    word: {
+                        "method.hinge.margin": MARGIN,
+                        "method.hinge.mining": Choice(words("all", "semi-hard", "hard")),
+                    }
+                    for word in ("proxy-triplet", "triplet")
+                },
+                **{word: {"method.softmax.temperature": TEMPERATURE} for word in ("info-nce", "supcon")},
+            },
+        ),
+        "method.weight": WEIGHT,
+        "method.threshold": Real(0.05, 0.6),
+        "method.ramp": Real(0.0, 0.3),
+        "method.negatives": Choice(words("leave", "weigh", "stay")),
+        "method.t_teach": Real(0.15, 0.7),
+        "method.label_error": Choice(words("bce", "l2")),
+        "method.annotated": Real(0.1, 1.0),
+        "method.alignment": Real(0.01, 3.0, log=True),
+        "method.alignment_temperature": Real(0.5, 4.0, log=True),
+        "method.teacher_average": Real(0.9, 0.999),
+        "method.top_k": Whole(1, 8, log=True),
+        "method.search.penalty": Real(0.3, 3.0, log=True),
+    },
     "dscmr": {
         **OPTIMISER,
         **TOWERS,
@@ -187,6 +216,22 @@ SPACES: Mapping[str, Space] = {
     },
 }
 """By method.  A method that is not here cannot be searched; a test asks for every one."""
+
+TEACHER_KEYS: Mapping[str, tuple[str, ...]] = {
+    "ili": (
+        "model.hidden",
+        "model.embedding",
+        "method.t_teach",
+        "method.label_error",
+        "method.annotated",
+        "method.alignment",
+        "method.alignment_temperature",
+        "method.teacher_average",
+        "method.top_k",
+        "method.search.penalty",
+    )
+}
+"""Of methods whose teacher does not depend on the student: the keys that the teacher and its graph depend on."""
 
 
 class Asked(Protocol):

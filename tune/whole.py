@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,8 +28,9 @@ from tune.report import compared, mean_sd, write_report
 from tune.rungs import Rungs
 from tune.sampling import SAMPLERS, Memoryless, SamplerName
 from tune.show import Shown, each, values_of
-from tune.space import SPACES, Choice, Space, described, ranges_of
+from tune.space import SPACES, TEACHER_KEYS, Choice, Space, described, ranges_of
 from tune.storage import SEARCH, open_study, opened
+from tune.teachers import KEY, SharedTeacher, draw_teachers, saving, student_space, train_teachers
 from tune.workers import Here, Pool, Resources, actors
 
 DEMO_CLIPS = 3000
@@ -55,6 +57,7 @@ class Options:
     survivors: int
     seeds: int
     seed: int
+    teachers: int
     workers_per_trial: int
     gpus_per_trial: float
     cpus_per_trial: int
@@ -95,6 +98,7 @@ def run_search(options: Options) -> dict[str, Any]:
         "fingerprint": asked.dataset.fingerprint,
         "values": asked.values,
         "space": described(asked.space),
+        "teachers": options.teachers if asked.method in TEACHER_KEYS else 0,
         "sampler": asked.sampler,
         "startup": startup,
         "seed": options.seed,
@@ -126,6 +130,22 @@ def run_search(options: Options) -> dict[str, Any]:
                 parallel=pool.slots > 1,
                 common=asked.space.keys() - asked.fixed.keys(),
             )
+            base, space, default = Base(asked.values, asked.dataset.manifest), asked.space, dict[str, Any]()
+            teachers: list[SharedTeacher] = []
+            if options.teachers and asked.method in TEACHER_KEYS:
+                teachers = draw_teachers(
+                    base,
+                    asked.space,
+                    asked.fixed,
+                    count=options.teachers,
+                    seed=options.seed,
+                    epochs=asked.epochs,
+                    folder=asked.folder,
+                )
+                space = student_space(asked.space, asked.method, teachers)
+                default = {KEY: str(teachers[0].folder)}
+                shared = {str(teacher.folder): teacher.student_values() for teacher in teachers}
+                base = Base(asked.values, asked.dataset.manifest, shared)
             study = open_study(asked.folder, sampler, [DIRECTIONS[name] for name in asked.objectives])
             rungs = None
             if options.factor > 1 and one_objective:
@@ -134,14 +154,15 @@ def run_search(options: Options) -> dict[str, Any]:
                 folder=asked.folder,
                 journal=journal,
                 study=study,
-                space=asked.space,
+                space=space,
                 fixed=asked.fixed,
-                base=Base(asked.values, asked.dataset.manifest),
+                base=base,
                 objectives=asked.objectives,
                 rungs=rungs,
                 epochs=asked.epochs,
                 num_trials=options.trials,
                 counts_stopped=asked.sampler == "gp",
+                default=default,
             )
             console.print(
                 f"{options.trials} trials of {asked.method} on {asked.dataset.manifest.name}"
@@ -150,18 +171,22 @@ def run_search(options: Options) -> dict[str, Any]:
                 highlight=False,
             )
             console.print(f"way: {way}, {pool.slots} at a time, because {why}", highlight=False)
+            say = partial(console.print, highlight=False)
             try:
+                taught = train_teachers(base, teachers, journal, pool, say)
                 with Shown(console, options.trials, asked.epochs) as shown:
                     searched.told = each([shown, Board(asked.folder)])
                     searched.on_begin = shown.begin
                     searched.run(pool)
+                if teachers:
+                    say(saving(len(searched.trials), len(teachers), taught))
                 found = finals.finish(
                     searched,
                     asked.dataset,
                     pool,
                     seeds=[options.seed + 1 + k for k in range(options.seeds)],
                     most=options.survivors,
-                    told=lambda line: console.print(line, highlight=False),
+                    told=say,
                 )
             except KeyboardInterrupt:
                 if searched.best is not None:
@@ -186,6 +211,7 @@ def _check_numbers(options: Options) -> None:
         "survivors": 1,
         "seeds": 1,
         "seed": 0,
+        "teachers": 0,
         "workers_per_trial": 1,
         "gpus_per_trial": 0,
         "cpus_per_trial": 1,

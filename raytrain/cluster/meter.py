@@ -10,11 +10,12 @@ from raytrain.collectives import num_ranks, sum_over_ranks
 
 
 class Meter:
+    """A term that only some of the steps have, for it joined the loss between them, is a mean over those."""
+
     def __init__(self) -> None:
         self.rows = 0
-        self._steps = 0
-        self._names: list[str] = []
-        self._sums: Tensor | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._steps: dict[str, int] = {}
 
     def add(self, updated: Updated, rows: int) -> None:
         loss = updated.loss
@@ -22,14 +23,14 @@ class Meter:
         values["gradient_norm"] = updated.gradient_norm
         if loss.active is not None:
             values["active_ratio"] = loss.active
-        stacked = torch.stack([value.detach().float() for value in values.values()])
-        self._names = list(values)
-        self._sums = stacked if self._sums is None else self._sums + stacked
-        self._steps += 1
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._steps[name] = self._steps.get(name, 0) + 1
         self.rows += rows
 
     def means(self) -> dict[str, float]:
         """Over steps and ranks; every rank must ask."""
-        assert self._sums is not None
-        means = sum_over_ranks(self._sums) / (self._steps * num_ranks())
-        return dict(zip(self._names, means.tolist(), strict=True))
+        sums = sum_over_ranks(torch.stack(list(self._sums.values()))).tolist()
+        steps = self._steps.values()
+        return {name: of / (n * num_ranks()) for name, of, n in zip(self._sums, sums, steps, strict=True)}
