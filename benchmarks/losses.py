@@ -1,4 +1,4 @@
-"""The seven losses: distance from their equations, memory at 8,192 pairs, and InfoNCE against the plain way.
+"""Losses: distance from their equations, memory at 8,192 pairs, and InfoNCE against the plain way.
 
     OMP_NUM_THREADS=1 python benchmarks/losses.py [--short]
 
@@ -8,6 +8,8 @@ max_abs_error   largest |value - equation in loops over floats| of a query, floa
 peak_mb_8192    peak memory of forward and backward at 8,192 pairs (d = 128, 51 classes, float32) beyond that of
                 embeddings and gradients, the largest of its settings
 seconds_8192    CPU time of one thread of the same
+soft_triplet        the same of the triplet loss with positives by degree: error against the cubic sum over all pairs of
+                keys; memory and time of both minings, alignment included, at 4,096 pairs
 info_nce_vs_plain   CPU time of cross-entropy over the whole score matrix, by autograd, over ours; interleaved
 """
 
@@ -23,20 +25,23 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from raytrain.losses.alignment import Alignment, confident
 from raytrain.losses.classes import arc_face, center_contrastive
 from raytrain.losses.contrastive import contrastive
 from raytrain.losses.masks import Relation
 from raytrain.losses.reduction import PerRow, world_mean
+from raytrain.losses.soft_triplet import SoftMining, soft_triplet, soft_weight
 from raytrain.losses.softmax import info_nce, n_pair, supervised_contrastive
 from raytrain.losses.triplet import triplet
 from raytrain.types import Rows
-from tests.losses import cases
+from tests.losses import cases, soft_oracle
 
 NUM_PAIRS, SIZE, NUM_CLASSES = 8192, 128, 51
 ANCHORS = {"gradient_above": 1e-6}
@@ -98,23 +103,65 @@ def memory_and_time(name: str) -> tuple[float, float]:
         others = classes if by_class else keys
         for leaf in (query, others):
             leaf.grad = torch.zeros_like(leaf)
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before, start = _status("VmRSS"), time.process_time()
+        before, start = _from_here()
         if by_class:
             relation = Relation.to_classes(rows, rows, num_classes=NUM_CLASSES, by="labels")
         else:
             relation = Relation.between(rows, rows, views="cross", by="labels")
         world_mean(loss(query, others, relation, **hyper_parameters), relation).backward()
-        taken, used = time.process_time() - start, (_status("VmHWM") - before) / 1024
+        used, taken = _since(before, start)
         print(f"{name} {setting}: {used:.0f} MB, {taken:.1f} s")
         peak, seconds = max(peak, used), max(seconds, taken)
     return peak, seconds
 
 
+def _from_here() -> tuple[int, float]:
+    """(resident memory, CPU time); the peak of memory starts anew."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS"), time.process_time()
+
+
+def _since(before: int, start: float) -> tuple[float, float]:
+    """(peak MB, CPU seconds)."""
+    return (_status("VmHWM") - before) / 1024, time.process_time() - start
+
+
 def _status(key: str) -> int:
     (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
     return int(line.split()[1])
+
+
+def soft_triplets(num: int, mining: SoftMining) -> tuple[float, float]:
+    """(peak MB, CPU seconds) with the embeddings for a teacher's: alignment, gate, loss, forward and backward."""
+    query, keys, _, _ = pairs(num)
+    for leaf in (query, keys):
+        leaf.grad = torch.zeros_like(leaf)
+    before, start = _from_here()
+    alignment = Alignment(query.detach(), keys.detach(), "similarity", 0.1)
+    extent = alignment.extent()
+    counted = confident(extent, num, gate=2.0)
+    weight = torch.where(counted, soft_weight(extent, num, mining=mining), 0).sum()
+    value = soft_triplet(query, keys, alignment, counted, margin=0.2, mining=mining).value
+    (value.sum() / weight).backward()
+    used, taken = _since(before, start)
+    print(f"soft_triplet {mining}, {num} pairs, {int(counted.sum())} counted: {used:.0f} MB, {taken:.1f} s")
+    return used, taken
+
+
+def soft_triplet_error(dtype: torch.dtype) -> float:
+    error = 0.0
+    query, keys, _, _ = pairs(37)
+    query, keys = query.detach().to(dtype), keys.detach().to(dtype)
+    alignment = Alignment(query[:23], keys, "similarity", 0.3)
+    everyone = torch.ones(23, dtype=torch.bool)
+    for mining in get_args(SoftMining):
+        found = soft_triplet(query[:23], keys, alignment, everyone, margin=0.2, mining=mining).value
+        of = soft_oracle.soft_triplets if mining == "all" else soft_oracle.hardest_soft_triplet
+        for i, row in enumerate(query[:23].tolist()):
+            w = soft_oracle.weights(row, keys.tolist(), "similarity", 0.3)
+            error = max(error, abs(found[i].item() - of(row, keys.tolist(), w, 0.2)[0]))
+    return error
 
 
 def against_plain(num: int, rounds: int) -> list[float]:
@@ -156,6 +203,13 @@ def main() -> None:
             "peak_mb_8192": round(peak, 1),
             "seconds_8192": round(seconds, 2),
         }
+    soft = [soft_triplets(4096, mining) for mining in get_args(SoftMining)]
+    out["soft_triplet"] = {
+        "max_abs_error": soft_triplet_error(torch.float64),
+        "max_abs_error_float32": soft_triplet_error(torch.float32),
+        "peak_mb_4096": round(max(used for used, _ in soft), 1),
+        "seconds_4096": round(max(taken for _, taken in soft), 2),
+    }
     ratios = against_plain(num, rounds=7)
     print(
         f"plain InfoNCE at {num} pairs: {statistics.median(ratios):.2f} x ours ({min(ratios):.2f} .. {max(ratios):.2f})"

@@ -84,7 +84,7 @@ class PsdSettings(Section):
     dis: Literal["decorrelation", "distance"] | None = Field(
         "decorrelation", description="l_dis: between columns of the views, or ||z_a - z_v||_2 of a clip; off"
     )
-    lambda_dis: float | None = Field(None, ge=0, description="weight of l_dis (1); off where dis is off")
+    lambda_dis: float | None = Field(None, ge=0, description="weight of l_dis (0.1); off where dis is off")
     r_schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     r_0: float = Field(1.0, gt=0, le=1, description="share of annotated rows at the start")
     r_end: float | None = Field(None, gt=0, le=1, description="and at the end (0.3); off for 'constant'")
@@ -99,7 +99,7 @@ class PsdSettings(Section):
             "r_end": values.get("r_schedule", "cosine") != "constant",
             "r_levels": values.get("r_schedule") == "step",
         }
-        defaults = {"ema_decay": 0.95, "lambda_dis": 1.0, "r_end": 0.3, "r_levels": 2}
+        defaults = {"ema_decay": 0.95, "lambda_dis": 0.1, "r_end": 0.3, "r_levels": 2}
         for key, is_used in used.items():
             if is_used and values.get(key) is None:
                 values = {**values, key: defaults[key]}
