@@ -8,8 +8,9 @@ Runs in this process drive a real actor by its handle, without Ray Train's worke
 with_over_without   steady-state throughput of a run with a slow teacher (EMA of the towers), its weights published to
                     the actor, soft labels counted in a window before each refresh, and graphs made by the actor and
                     adopted, over the same run with nothing of that.  Towers of 1024-1024, batch 400, one thread; a
-                    graph every 20 epochs, its window one epoch, its lag two, weights published every two epochs.  An
-                    epoch of each by turns; wall time, because it may wait; median of the ratios of the cycles.
+                    graph every 20 epochs, its window one epoch, its lag two, weights published at the default
+                    interval.  An epoch of each by turns; wall time, because it may wait; median of the ratios of
+                    the cycles.
 cpu_and_waits       the same of CPU seconds of this process plus the wall seconds that it waited for the actor: what
                     others do on the machine is not in it
 counting_epoch      the same of the epochs of the window alone: what other intervals would cost follows from it
@@ -54,7 +55,7 @@ from raytrain.cluster.schedule import step_seed
 from raytrain.cluster.sources import Resident
 from raytrain.cluster.teacher_store import GRAPHS, TEACHER
 from raytrain.cluster.training import CHECKPOINTS, Training
-from raytrain.config import Config, Model, Section, build
+from raytrain.config import Config, Model, Section, Train, build
 from raytrain.data.manifest import Dataset
 from raytrain.data.scene_config import SceneConfig
 from raytrain.data.scenes import generate_scenes
@@ -185,7 +186,7 @@ class Run:
         return 0.0 if self.maker is None else sum(self.maker.waited)
 
 
-def configure(dataset: Dataset, hidden: int, epochs: int, **method: Any) -> Config:
+def configure(dataset: Dataset, hidden: int, epochs: int, publish_every: int, **method: Any) -> Config:
     config = build(
         data={"path": dataset.path},
         method={"name": "classified", **method},
@@ -195,7 +196,7 @@ def configure(dataset: Dataset, hidden: int, epochs: int, **method: Any) -> Conf
             "validate_every": 10**6,
             "patience": None,
             "ema_decay": None,
-            "publish_every": max(1, method["refresh_every"] // 10),
+            "publish_every": publish_every,
             "precision": "float32",
             "diagnose_every": None,
         },
@@ -204,12 +205,14 @@ def configure(dataset: Dataset, hidden: int, epochs: int, **method: Any) -> Conf
 
 
 def throughput(folder: Path, *, cycles: int, epochs_of_cycle: int) -> dict[str, Any]:
-    dataset = generate_scenes(folder / "data", config=SceneConfig(clips=5_000, classes=15))
+    dataset = generate_scenes(folder / "data", config=SceneConfig(clips=3_000, classes=15))
     steps = round(dataset.split("train").rows / 400)  # of an epoch
     cycle = steps * epochs_of_cycle
     plan = {"refresh_every": cycle, "window": steps, "lag": 2 * steps}
     configs = {
-        teacher: configure(dataset, 1024, (cycles + 2) * epochs_of_cycle, teacher=teacher, **plan)
+        teacher: configure(
+            dataset, 1024, (cycles + 2) * epochs_of_cycle, Train().publish_every, teacher=teacher, **plan
+        )
         for teacher in (True, False)
     }
     held = Held.of(configs[True], dataset, CPU)
@@ -266,7 +269,7 @@ def fingerprint(folder: Path) -> str:
 def deaths(folder: Path, *, kills: int, epochs: int) -> dict[str, Any]:
     dataset = generate_scenes(folder / "small", config=SceneConfig(clips=2_000, classes=15))
     plan = {"refresh_every": 60, "window": 40, "lag": 12, "bootstraps": 200}
-    config = configure(dataset, 64, epochs, teacher=True, **plan)
+    config = configure(dataset, 64, epochs, 6, teacher=True, **plan)
     held = Held.of(config, dataset, CPU)
     whole = Run(config, dataset, held, folder / "whole")
     length, _ = whole.seconds()
@@ -309,7 +312,7 @@ def main() -> None:
     with TemporaryDirectory() as scratch, local_ray(2, int(3e8)):
         folder = Path(scratch)
         found = throughput(folder, cycles=1 if short else 7, epochs_of_cycle=6 if short else 20)
-        found |= deaths(folder, kills=1 if short else 20, epochs=25 if short else 60)
+        found |= deaths(folder, kills=1 if short else 20, epochs=25 if short else 40)
     found["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     print(json.dumps(found))
 

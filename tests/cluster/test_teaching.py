@@ -30,7 +30,7 @@ from raytrain.graph.moments import MomentAccumulator
 from raytrain.methods import METHODS, resolve
 from raytrain.methods import build as build_method
 from raytrain.methods.base import GraphPlan
-from raytrain.teacher import GraphFailed, LocalMaker, Teacher
+from raytrain.teacher import GraphFailed, GraphRequest, LocalMaker, Teacher
 from tests.cluster.taught import Taught
 from tests.datasets import small_dataset
 from tests.worlds import run_world
@@ -310,6 +310,24 @@ def test_another_number_of_ranks_goes_on_with_the_sums_of_all(dataset: Dataset, 
     training, _, _ = training_of(dataset, tmp_path / "run", config_of())
     sums = training.teaching.state()[0]["sums"]
     assert torch.equal(sums[0], held.tensors["teaching"]["sums"].sum(dim=0))
+
+
+def test_a_graph_is_searched_from_the_order_of_the_one_before(dataset: Dataset, tmp_path: Path) -> None:
+    asked: list[GraphRequest] = []
+
+    class Listening(LocalMaker):
+        def submit(self, request: GraphRequest) -> None:
+            asked.append(request)
+            super().submit(request)
+
+    teacher = Teacher()
+    training, source, validation = training_of(dataset, tmp_path, config_of(), maker=Listening(teacher))
+    training.run(source, validation, None)
+    first, second = asked
+    graph = teacher.graph(6)
+    assert first.init_order is None and graph is not None
+    assert second.init_order is not None and np.array_equal(second.init_order, graph.order)
+    assert first.seed != second.seed
 
 
 def test_plans() -> None:
