@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,27 +17,41 @@ Calibration = Literal["none", "temperature", "platt"]
 
 SCALES = (1e-2, 1e2)
 """Between which a calibration's scale is sought: held-out rows that are all right would make it infinite."""
-_NEWTON_STEPS, _HALVINGS = 60, 30
 
 
 def label_error(
-    logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"], *, kind: LabelError, smoothing: float
+    logits: Float[Tensor, "b c"],
+    labels: Int[Tensor, " b"],
+    *,
+    kind: LabelError,
+    smoothing: float,
+    annotated: float,
 ) -> Float[Tensor, " b"]:
     r"""How far the independent sigmoids s = sigmoid(u) are from the annotated class; 0 where none is annotated.
 
-        bce  -1/c sum_k y_k log s_k + (1 - y_k) log(1 - s_k),   y = (1 - eps) onehot + eps / 2
-        l2   || s - y ||_2
+        bce  -1/c sum_k y_k log r s_k + (1 - y_k) log(1 - r s_k),   y = (1 - eps) onehot + eps / 2
+        l2   || r s - y ||_2
 
-    The first two terms of AV-SAL, Zeng et al. (ILI).  Smoothing draws each of the c binary targets to 1/2.
+    The first two terms of AV-SAL, Zeng et al. (ILI), are those with r = 1.  r is `annotated`, the probability that
+    an event that happens is the annotated one (Elkan and Noto, KDD 2008): with r = 1 an event that nobody annotated
+    counts as absent; with less the soft label of a hidden event may be 1.  Smoothing draws the c binary targets to 1/2.
     """
-    annotated = labels != UNANNOTATED
+    known = labels != UNANNOTATED
     one_hot = F.one_hot(labels.clamp(min=0), logits.shape[1]).to(logits.dtype)  # [b c]
     target = (1 - smoothing) * one_hot + smoothing / 2
     if kind == "bce":
-        error = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1)
-    else:
-        error = torch.linalg.vector_norm(torch.sigmoid(logits) - target, dim=1)
-    return error * annotated
+        return _cross_entropy(logits, target, annotated).mean(dim=1) * known
+    return torch.linalg.vector_norm(annotated * torch.sigmoid(logits) - target, dim=1) * known
+
+
+def _cross_entropy(
+    logits: Float[Tensor, "b c"], target: Float[Tensor, "b c"], annotated: float
+) -> Float[Tensor, "b c"]:
+    """-y log(r s) - (1 - y) log(1 - r s), element by element."""
+    if annotated == 1:
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    log_positive = F.logsigmoid(logits) + math.log(annotated)
+    return -target * log_positive - (1 - target) * torch.log1p(-annotated * torch.sigmoid(logits))
 
 
 def jensen_shannon(
@@ -62,49 +77,41 @@ class Calibrated(NamedTuple):
 
 
 def fit_calibration(
-    logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], *, kind: Calibration
+    logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"], *, kind: Calibration, annotated: float
 ) -> Calibrated:
-    r"""Scale (and offset) of one view's logits with the least binary cross-entropy on held-out rows.
+    r"""Scale (and offset) of one view's logits with the least `label_error` on held-out rows.
 
-        min over a, b of  - mean_{n, k}  y_nk log sigmoid(a u_nk + b) + (1 - y_nk) log(1 - sigmoid(a u_nk + b))
+        min over a > 0, b of  - mean_{n, k}  y_nk log r s_nk + (1 - y_nk) log(1 - r s_nk),    s = sigmoid(a u + b)
 
     temperature  a = 1 / T, b = 0 (Guo et al., ICML 2017, for sigmoids);  platt  a and b (Platt 1999)
 
-    Convex; Newton's method with halved steps in float64 from a = 1, b = 0, so a function of the rows alone.
+    L-BFGS in float64 on log a and b from a = 1, b = 0: a function of the rows alone.
     Raises ValueError where no held-out row is annotated.
     """
     if kind == "none":
         return Calibrated(1.0, 0.0)
     known = labels != UNANNOTATED
-    u = logits[known].double()
+    u = logits[known].double().cpu()
     if not len(u):
         raise ValueError(
             f"calibration {kind!r} needs held-out rows with a class, got none of {len(labels)}; "
             "set method.calibration = 'none'"
         )
-    y = F.one_hot(labels[known], u.shape[1]).double()
-    inputs = torch.stack([u.flatten(), torch.ones(u.numel(), dtype=u.dtype, device=u.device)])  # [2 n*c]
-    inputs = inputs[:1] if kind == "temperature" else inputs
-    theta = torch.tensor([1.0, 0.0], dtype=u.dtype, device=u.device)[: len(inputs)]
+    y = F.one_hot(labels[known].cpu(), u.shape[1]).double()
+    log_scale = torch.zeros((), dtype=u.dtype, requires_grad=True)
+    offset = torch.zeros((), dtype=u.dtype, requires_grad=kind == "platt")
+    low, high = (math.log(bound) for bound in SCALES)
+    fitted = [log_scale, offset] if kind == "platt" else [log_scale]
+    search = torch.optim.LBFGS(fitted, max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15,
+                               line_search_fn="strong_wolfe")  # fmt: skip
 
-    def error(at: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(at @ inputs, y.flatten())
+    def error() -> Tensor:
+        search.zero_grad()
+        scaled = log_scale.clamp(low, high).exp() * u + offset
+        value = _cross_entropy(scaled, y, annotated).mean()
+        value.backward()
+        return value
 
-    for _ in range(_NEWTON_STEPS):
-        s = torch.sigmoid(theta @ inputs)
-        gradient = inputs @ (s - y.flatten()) / s.numel()
-        curvature = (inputs * (s * (1 - s))) @ inputs.T / s.numel()
-        curvature += 1e-12 * torch.eye(len(theta), dtype=u.dtype, device=u.device)
-        step = torch.linalg.solve(curvature, gradient)
-        size, now = 1.0, error(theta)
-        for _ in range(_HALVINGS):
-            moved = theta - size * step
-            moved[0] = moved[0].clamp(*SCALES)
-            if error(moved) <= now:
-                break
-            size /= 2
-        else:
-            break
-        theta = moved
-    values = theta.tolist()
-    return Calibrated(values[0], values[1] if len(values) > 1 else 0.0)
+    with torch.enable_grad():
+        search.step(error)
+    return Calibrated(log_scale.detach().clamp(low, high).exp().item(), offset.item())

@@ -15,9 +15,12 @@ then the soft labels are calibrated, the graph is made of the last epoch's momen
 Departs from the paper ([code]: the authors' code; the rest is ours where both are silent):
 - Sigmoid heads, T or Platt scaling, top-K edges, sampled pairs [code].  Dependencies are weighed by how often and how
   strongly they are found, as the paper says; the released weight is 0.4 for every class and falls with an edge.
-- A pair that LIR draws together leaves the negatives of L_metric (`negatives`); against proxies, the proxy of class j
-  leaves those of a row with s_n[i] > tau where i -> j is an edge.
-- The graph takes logits, with the annotated class as context (docs/graph.md), from the run's own moments.
+- A pair that LIR draws together may leave the negatives of L_metric (`negatives`); against proxies, the proxy of class
+  j leaves those of a row with s_n[i] > tau where i -> j is an edge.  By default they stay (docs/ili.md says why).
+- An event that happens is annotated with probability r only (`annotated`; 1 is the paper's BCE): otherwise a teacher of
+  one annotation in several events learns which event is the loudest, and hidden events count as absent.
+- The graph takes logits cut at +-3 (`logit_bound`), with the annotated class as context (docs/graph.md), from the run's
+  own moments.
 - Soft labels come from a moving average of the teacher (`teacher_average`).  With `after_teaching = "frozen"` the
   average stands still and the teacher's own weights, which then have gradients of zero, are read by nobody.
 - "all" pairs of S_ij instead of a sample of them.
@@ -82,7 +85,10 @@ class Search(Section):
     """Keywords of `graph.dependency.class_dependency`."""
 
     penalty: float = Field(1.0, gt=0)
-    lift_threshold: float | None = 4.0
+    lift_threshold: float | None = Field(
+        2.0,
+        description="a learnt teacher's soft labels are fainter than the 4 of class_dependency wants; off: no mask",
+    )
     bootstraps: int = Field(50, ge=2)
     weight_frequency: float = Field(0.5, gt=0, le=1, description="edges found less often have no weight")
     frequency: float = Field(0.75, gt=0.5, le=1, description="of a stable edge, for the verdict")
@@ -94,12 +100,23 @@ class IliSettings(Section):
     softmax: Softmax | None = None
     label_error: LabelError = "bce"
     smoothing: float = Field(0.0, ge=0, lt=1, description="of the binary targets, towards 1/2")
+    annotated: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="probability that an event that happens is the annotated one; 1: the paper's",
+    )
     alignment: float = Field(0.1, ge=0, description="lambda_al")
     alignment_temperature: float = Field(1.0, gt=0, description="T of the softmax in JS")
     teacher_average: float = Field(0.99, ge=0, lt=1, description="decay of the slow teacher; 0: a copy")
     t_teach: float = Field(0.4, gt=0, lt=1, description="share of the run; rounded to an epoch")
     after_teaching: Literal["frozen", "training"] = Field("frozen", description="the teacher, after t_teach")
     calibration: Calibration = "temperature"
+    logit_bound: float | None = Field(
+        3.0,
+        gt=0,
+        description="soft labels' logits are cut here: beyond it they tell nothing of events; off: never",
+    )
     graph: Literal["found", "permuted", "none", "lift"] = Field(
         "found", description="permuted, none, lift: the controls of a study"
     )
@@ -108,12 +125,12 @@ class IliSettings(Section):
     top_k: int = Field(3, ge=1, description="edges of a class")
     lag: int = Field(2, ge=0, description="steps from the asking for a graph to its adoption")
     refresh_every: int | None = Field(None, ge=1, description="epochs between two graphs; off: one graph")
-    weight: float = Field(0.1, ge=0, description="lambda")
+    weight: float = Field(0.3, ge=0, description="lambda")
     ramp: float = Field(0.05, ge=0, description="share of the run in which lambda rises")
     threshold: float = Field(0.2, ge=0, lt=1, description="tau")
     pairs: int | Literal["all"] = Field(64, description="sampled pairs of an edge and step")
     negatives: Literal["leave", "weigh", "stay"] = Field(
-        "leave", description="pairs of S_ij among the negatives of L_metric; weigh: stay with 1 - s s"
+        "stay", description="pairs of S_ij among the negatives of L_metric; weigh: stay with 1 - s s"
     )
 
     @model_validator(mode="before")
@@ -215,7 +232,12 @@ class Ili(Method):
         assert held_out.labels is not None, "check() has refused data without labels"
         logits = self.slow(held_out.views)[1]
         for fitted, view in zip(self.calibration, self.views, strict=True):
-            found = fit_calibration(logits[view], held_out.labels, kind=self.settings.calibration)
+            found = fit_calibration(
+                logits[view],
+                held_out.labels,
+                kind=self.settings.calibration,
+                annotated=self.settings.annotated,
+            )
             fitted.copy_(torch.tensor(found))
         self.phase.fill_(STUDENT)
         self._read_buffers()
@@ -258,13 +280,15 @@ class Ili(Method):
 
     @torch.no_grad()
     def soft_labels(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b c"]]:
-        """Calibrated logits of the slow teacher: soft labels are their sigmoids."""
+        """Calibrated logits of the slow teacher, cut at the bound: soft labels are their sigmoids."""
+        bound = self.settings.logit_bound
+        found = {}
         logits = self.slow(views)[1]
-        return {
-            view: scale * logits[view] + offset
-            for view, (scale, offset) in zip(self.views, self.calibration, strict=True)
-            if view in logits
-        }
+        for view, (scale, offset) in zip(self.views, self.calibration, strict=True):
+            if view in logits:
+                logit = scale * logits[view] + offset
+                found[view] = logit if bound is None else logit.clamp(-bound, bound)
+        return found
 
     def teacher_state(self) -> Mapping[str, Tensor]:
         return {**self.slow.state_dict(), "calibration": self.calibration}
@@ -304,7 +328,10 @@ class Ili(Method):
             assert batch.labels is not None
             logits = list(self.teacher(batch.views)[1].values())
             s = self.settings
-            errors = [label_error(u, batch.labels, kind=s.label_error, smoothing=s.smoothing) for u in logits]
+            errors = [
+                label_error(u, batch.labels, kind=s.label_error, smoothing=s.smoothing, annotated=s.annotated)
+                for u in logits
+            ]
             extras["label error"] = torch.stack(errors).sum(0)[:, None]
             extras["divergence"] = jensen_shannon(*logits, temperature=s.alignment_temperature)[:, None]
         if self._has_graph:

@@ -50,7 +50,10 @@ CASES = {
     "psd classes": ("psd", {"alignment": "classes", "label": "cross-entropy", "r_schedule": "step"}),
     "dscmr likelihood": ("dscmr", {"common": "likelihood"}),
     "ili linked": ("ili", {"threshold": 0.35}),
-    "ili linked all pairs": ("ili", {"loss": "info-nce", "pairs": "all", "threshold": 0.35}),
+    "ili linked all pairs": (
+        "ili",
+        {"loss": "info-nce", "pairs": "all", "negatives": "leave", "threshold": 0.35},
+    ),
     "ili linked weigh": ("ili", {"loss": "triplet", "negatives": "weigh", "threshold": 0.35}),
     "ili linked online": (
         "ili",
