@@ -120,7 +120,7 @@ def run(data: Path, overrides: tuple[str, ...], seed: int, key: str, out: Path) 
         strength = read_truth(dataset, "train").graph.strength > 0
         row["graph"] = marks(training.teaching.graph, folder / MOMENTS, strength)
     (out / "embeddings").mkdir(exist_ok=True)
-    np.savez(out / "embeddings" / f"{key}.npz", **{name: x.numpy() for name, x in z.items()})
+    np.savez(out / "embeddings" / f"{key}.npz", audio=z["audio"].numpy(), visual=z["visual"].numpy())
     shutil.rmtree(folder)
     return row
 
@@ -165,9 +165,9 @@ def nearer(with_lir: str, without: str, data: Path, out: Path) -> dict[str, floa
     pairs = []
     for key in (without, with_lir):
         with np.load(out / "embeddings" / f"{key}.npz") as z:
-            pairs.append((z["audio"], z["visual"]))
+            pairs.append((np.asarray(z["audio"]), np.asarray(z["visual"])))
     found = distance_test(
-        *pairs, partners, level=0.95, num_resamples=2000, generator=np.random.default_rng(0)
+        pairs[0], pairs[1], partners, level=0.95, num_resamples=2000, generator=np.random.default_rng(0)
     )
     return {"nearer": found.difference, "low": found.interval.low, "high": found.interval.high}
 
@@ -187,15 +187,20 @@ def summary(
         names = worlds if world == "all worlds" else [world]
         maps = {m: np.concatenate([of(w, m, "map") for w in names]) for m in methods}
         plain = [m for m in ("info-nce", "triplet") if m in methods]
-        best = max(plain, key=lambda m: float(maps[m].mean())) if plain else None
+        ranked = sorted(plain, key=lambda m, maps=maps: float(maps[m].mean()))  # type: ignore[misc]
+        best = ranked[-1] if ranked else None
         for method in methods:
             mine = [r for r in rows if r["method"] == method and r["world"] in names]
             entry: dict[str, Any] = {"world": world, "method": method, "num": len(maps[method])}
             entry["map_mean"] = round(float(maps[method].mean()), 4)
             entry["map_sd"] = round(float(maps[method].std(ddof=1)), 4) if len(maps[method]) > 1 else None
-            against = {"best plain": best, "psd": "psd", "without LIR": "ili without LIR"}
+            against: dict[str, str | None] = {
+                "best plain": best,
+                "psd": "psd",
+                "without LIR": "ili without LIR",
+            }
             for name, other in against.items():
-                if other in methods and other != method:
+                if other is not None and other in methods and other != method:
                     difference = maps[method] - maps[other]
                     p = sign_flip_test(difference, num_resamples=100_000, generator=np.random.default_rng(0))
                     entry[f"vs {name}"] = [round(float(difference.mean()), 4), round(p, 4)]

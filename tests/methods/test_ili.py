@@ -18,7 +18,8 @@ from raytrain.losses.latent_interaction import Latent, latent_interaction
 from raytrain.losses.masks import Relation
 from raytrain.losses.reduction import world_mean
 from raytrain.losses.triplet import triplet
-from raytrain.methods.ili import Ili, IliSettings
+from raytrain.methods.ili import Ili
+from raytrain.methods.ili_settings import IliSettings
 from raytrain.models.towers import ViewInput
 from raytrain.types import Progress
 from tests.methods.test_every_method import CLASSES, PROGRESS, VIEWS, N, batch, planted_graph

@@ -1,0 +1,102 @@
+"""Settings of ILI; what they mean stands in `raytrain.methods.ili`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from raytrain.config import Section
+from raytrain.losses.label_agreement import Calibration, LabelError
+from raytrain.losses.triplet import Mining
+
+MetricLoss = Literal["proxy-triplet", "triplet", "info-nce", "supcon"]
+HINGED = ("proxy-triplet", "triplet")
+
+
+class Hinge(Section):
+    margin: float = Field(0.2, ge=0)
+    mining: Mining = "all"
+
+
+class Softmax(Section):
+    temperature: float = Field(0.1, gt=0)
+    gradient_above: float = Field(1e-3, gt=0, description="an anchor is active when its gradient is larger")
+
+
+class Search(Section):
+    """Keywords of `graph.dependency.class_dependency`."""
+
+    penalty: float = Field(1.0, gt=0)
+    lift_threshold: float | None = Field(
+        2.0,
+        description="a learnt teacher's soft labels are fainter than the 4 of class_dependency wants; off: no mask",
+    )
+    bootstraps: int = Field(50, ge=2)
+    weight_frequency: float = Field(0.5, gt=0, le=1, description="edges found less often have no weight")
+    frequency: float = Field(0.75, gt=0.5, le=1, description="of a stable edge, for the verdict")
+
+
+class IliSettings(Section):
+    loss: MetricLoss = Field("proxy-triplet", description="L_metric; the paper's is against proxies")
+    hinge: Hinge | None = None
+    softmax: Softmax | None = None
+    label_error: LabelError = "bce"
+    smoothing: float = Field(0.0, ge=0, lt=1, description="of the binary targets, towards 1/2")
+    annotated: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="probability that an event that happens is the annotated one; 1: the paper's",
+    )
+    alignment: float = Field(0.1, ge=0, description="lambda_al")
+    alignment_temperature: float = Field(1.0, gt=0, description="T of the softmax in JS")
+    teacher_average: float = Field(0.99, ge=0, lt=1, description="decay of the slow teacher; 0: a copy")
+    t_teach: float = Field(0.4, gt=0, lt=1, description="share of the run; rounded to an epoch")
+    after_teaching: Literal["frozen", "training"] = Field("frozen", description="the teacher, after t_teach")
+    calibration: Calibration = "temperature"
+    logit_bound: float | None = Field(
+        3.0,
+        gt=0,
+        description="soft labels' logits are cut here: beyond it they tell nothing of events; off: never",
+    )
+    graph: Literal["found", "permuted", "none", "lift"] = Field(
+        "found", description="permuted, none, lift: the controls of a study"
+    )
+    permutation: int = Field(0, ge=0, description="seed of the permuted graph's classes")
+    search: Search = Search()
+    top_k: int = Field(3, ge=1, description="edges of a class")
+    lag: int = Field(2, ge=0, description="steps from the asking for a graph to its adoption")
+    refresh_every: int | None = Field(None, ge=1, description="epochs between two graphs; off: one graph")
+    weight: float = Field(0.3, ge=0, description="lambda")
+    ramp: float = Field(0.05, ge=0, description="share of the run in which lambda rises")
+    threshold: float = Field(0.2, ge=0, lt=1, description="tau")
+    pairs: int | Literal["all"] = Field(64, description="sampled pairs of an edge and step")
+    negatives: Literal["leave", "weigh", "stay"] = Field(
+        "stay", description="pairs of S_ij among the negatives of L_metric; weigh: stay with 1 - s s"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_the_chosen_loss(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a loss that is not trained with would be ignored: they are refused."""
+        used, unused = (
+            ("hinge", "softmax") if values.get("loss", "proxy-triplet") in HINGED else ("softmax", "hinge")
+        )
+        if values.get(unused) is not None:
+            raise ValueError(f"{unused} is set, but loss {values.get('loss')!r} has none; set {used} instead")
+        return values if values.get(used) is not None else {**values, used: {}}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> IliSettings:
+        if isinstance(self.pairs, int) and self.pairs < 1:
+            raise ValueError(f"pairs is {self.pairs}; at least 1, or 'all'")
+        if self.graph == "none" and self.refresh_every is not None:
+            raise ValueError("graph = 'none' makes no graph, so refresh_every has no meaning; remove it")
+        if self.after_teaching == "frozen" and self.refresh_every is not None:
+            raise ValueError(
+                "refresh_every: a frozen teacher gives the same graph again; set after_teaching = 'training'"
+            )
+        if self.permutation and self.graph != "permuted":
+            raise ValueError(f"permutation is set, but graph is {self.graph!r}; set graph = 'permuted'")
+        return self
