@@ -322,6 +322,7 @@ def main() -> None:
     parser.add_argument(
         "--way", choices=["workers", "here"], default="workers", help="of the searches that are killed"
     )
+    parser.add_argument("--rounds", type=int, default=7, help="of speed")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=5, help="of efficiency")
     parser.add_argument("--epochs", type=int, default=27, help="of a whole trial of efficiency")
@@ -341,7 +342,7 @@ def main() -> None:
                 size = (
                     {"rounds": 1, "ours": 6, "plain": 2}
                     if options.short
-                    else {"rounds": 7, "ours": 16, "plain": 4}
+                    else {"rounds": options.rounds, "ours": 16, "plain": 4}
                 )
                 found |= speed(data, folder / "speed", **size)
         if "kills" in parts:

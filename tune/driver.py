@@ -99,17 +99,17 @@ class Search:
 
     def run(self, pool: Pool) -> None:
         """Returns when there are `num_trials`, each ended."""
-        due = deque(self._replayed())
+        due = deque(self.replayed())
         self.on_begin(self.trials)
         failed = Counter(found["trial"] for found in self.journal.of("failed"))
         jobs: dict[int, Job] = {}
         while True:
-            while len(jobs) < pool.slots and (number := self._next(due)) is not None:
+            while len(jobs) < pool.slots and (number := self.next_trial(due)) is not None:
                 trial = self.trials[number]
                 try:
                     config = self.base.config(trial.values)
                 except ValueError as error:
-                    self._end(trial, "failed", str(error))
+                    self.end(trial, "failed", str(error))
                     continue
                 jobs[number] = Job(number, config, self.folder / TRIALS / f"{number:05d}")
                 self.told(trial)
@@ -125,7 +125,7 @@ class Search:
                 if failed[found.number] < ATTEMPTS:
                     due.append(found.number)
                 else:
-                    self._end(trial, "failed", found.error)
+                    self.end(trial, "failed", found.error)
             elif self._goes_on(trial, found):
                 pool.submit(job, self._until(found.epoch))
             else:
@@ -136,7 +136,7 @@ class Search:
     def _until(self, epoch: int) -> int:
         return self.epochs if self.rungs is None else self.rungs.after(epoch)
 
-    def _next(self, due: deque[int]) -> int | None:
+    def next_trial(self, due: deque[int]) -> int | None:
         """The number of the trial to run now: one that was interrupted, or a new one while there are to be more."""
         if due:
             return due.popleft()
@@ -156,19 +156,20 @@ class Search:
         trial.epoch, trial.score, trial.curve = found.epoch, found.score, found.curve
         trial.busy_s = round(found.busy_s, 3)
         if found.diverged is not None:
-            self._end(trial, "stopped", found.diverged)
+            self.end(trial, "stopped", found.diverged)
             return False
         goes_on = self.rungs is None or self.rungs.decide(trial.number, found.epoch, found.score) == "go on"
         if found.ended:
-            self._end(trial, "complete", "")
+            self.end(trial, "complete", "")
         elif not goes_on:
-            self._end(trial, "stopped", f"not among the best 1/{self.rungs.factor:g} at its rung")  # type: ignore[union-attr]
+            self.end(trial, "stopped", f"not among the best 1/{self.rungs.factor:g} at its rung")  # type: ignore[union-attr]
         else:
             self.journal.add("rung", trial=trial.number, epoch=found.epoch, score=found.score)
             self.told(trial)
         return not trial.ended
 
-    def _end(self, trial: Trial, state: Literal["complete", "stopped", "failed"], why: str) -> None:
+    def end(self, trial: Trial, state: Literal["complete", "stopped", "failed"], why: str) -> None:
+        """A trial has ended: into the journal, then to Optuna."""
         trial.state, trial.why = state, why
         self.journal.add(
             "ended",
@@ -209,7 +210,7 @@ class Search:
             return trial.busy_s / trial.epoch
         return float(self.base.config(trial.values).model.embedding)
 
-    def _replayed(self) -> list[int]:
+    def replayed(self) -> list[int]:
         """What the journal says has happened; returns the trials that were interrupted, oldest first."""
         known = {frozen.number: frozen for frozen in self.study.get_trials(deepcopy=False)}
         started: dict[int, dict[str, Any]] = {}

@@ -24,6 +24,7 @@ from raytrain.methods import METHODS
 from tune import finals
 from tune.board import Board
 from tune.driver import DIRECTIONS, Base, Objective, Search
+from tune.nested import Launched, dashboard_ray, run_nested
 from tune.report import compared, mean_sd, write_report
 from tune.rungs import Rungs
 from tune.sampling import SAMPLERS, Memoryless, SamplerName
@@ -177,7 +178,11 @@ def run_search(options: Options) -> dict[str, Any]:
                 with Shown(console, options.trials, asked.epochs) as shown:
                     searched.told = each([shown, Board(asked.folder)])
                     searched.on_begin = shown.begin
-                    searched.run(pool)
+                    if isinstance(pool, Launched):
+                        concurrency = options.concurrency or _slots(options)
+                        run_nested(searched, concurrency=concurrency, score=_score_of(asked))
+                    else:
+                        searched.run(pool)
                 if teachers:
                     say(saving(len(searched.trials), len(teachers), taught))
                 found = finals.finish(
@@ -251,6 +256,8 @@ def _asked(options: Options, console: Console) -> Asked:
         "train.epochs": epochs,
         "train.seed": options.seed,
     }
+    if options.workers_per_trial > 1 or options.way == "nested":
+        fixed |= {"train.workers": options.workers_per_trial, "train.cpus_per_worker": options.cpus_per_trial}
     fixed.setdefault("train.precision", "auto")
     for key, value in fixed.items():
         override(values, key.split("."), value)
@@ -347,15 +354,28 @@ def _pool(way: str, options: Options, asked: Asked) -> Iterator[Pool]:
         yield Here(asked.dataset.path, threads=options.cpus_per_trial, device="cpu")
         return
     slots = options.concurrency or _slots(options)
+    if way == "nested":
+        cpus = max(os.cpu_count() or 1, slots * options.workers_per_trial * options.cpus_per_trial) + 1
+        with dashboard_ray(cpus):
+            yield Launched(_score_of(asked))
+        return
     resources = Resources(options.cpus_per_trial, options.gpus_per_trial)
     with actors(asked.dataset.path, min(slots, options.trials), resources) as pool:
         yield pool
 
 
+def _score_of(asked: Asked) -> str:
+    """The score that selects, by its name in a run's history."""
+    config = Base(asked.values, asked.dataset.manifest).config({})
+    if METHODS[config.method["name"]].selected_by == "top-1":
+        return "top-1"
+    return "r@10" if config.data.annotation == "none" else "map"
+
+
 def _slots(options: Options) -> int:
     if options.gpus_per_trial:
         return max(1, int(torch.cuda.device_count() / options.gpus_per_trial))
-    return max(1, (os.cpu_count() or 1) // options.cpus_per_trial)
+    return max(1, (os.cpu_count() or 1) // (options.cpus_per_trial * options.workers_per_trial))
 
 
 def _print_final(found: dict[str, Any], console: Console) -> None:
