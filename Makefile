@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # One thread for each test process: gloo worlds are forked, and results do not depend on the number of cores.
 TEST_ENV := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 RAY_DATA_DISABLE_PROGRESS_BARS=1 RAY_AIR_NEW_OUTPUT=0
 
-.PHONY: demo test check fast slow bench setup clean
+.PHONY: demo test check fast slow bench faults setup clean
 
 demo: $(READY)
 	$(BIN)/raytrain demo --overwrite
@@ -38,6 +38,10 @@ slow: $(READY)
 # Every claim, the short way; `python benchmarks/<claim>.py` measures it in full.
 bench: $(READY)
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; OMP_NUM_THREADS=1 $(BIN)/python $$file --short; done
+
+# Hundreds of injected faults; none may go unnoticed.
+faults: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -66,8 +66,9 @@ def main() -> None:
         cli.main(prog_name="raytrain", standalone_mode=False)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        cause = error.__cause__ or error  # click makes an Abort of whatever interrupted it
+        _fail(str(cause) or "interrupted", getattr(cause, "exit_code", 130))
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except (ValueError, OSError) as error:

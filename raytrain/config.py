@@ -73,6 +73,11 @@ class Train(Section):
     epochs: int = Field(60, ge=1)
     seed: int = Field(0, ge=0)
     workers: int = Field(1, ge=1, description="Ray Train workers; each takes a share of the global batch")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="train with as few workers where nodes are lost, until others come; off: with all",
+    )
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="gpu: one GPU per worker, nccl")
     cpus_per_worker: int | None = Field(
         None, ge=1, description="threads of a worker; off: this machine's cores shared out, one beside a GPU"
@@ -99,6 +104,9 @@ class Train(Section):
     )
     keep_checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(3, ge=0, description="restarts of the worker group before the run gives up")
+    stuck_seconds: float = Field(
+        600.0, gt=0, description="a worker for which the others have waited so long has failed"
+    )
     log_every: int = Field(10, ge=1, description="steps between two TensorBoard points")
     histograms_every: int = Field(10, ge=1, description="validations between two TensorBoard histograms")
     diagnose_every: int | None = Field(
@@ -116,6 +124,15 @@ class Train(Section):
     def _ema_exists(self) -> Train:
         if self.evaluate == "ema" and self.ema_decay is None:
             raise ValueError("evaluate = 'ema' needs train.ema_decay, which is off; set it, say to 0.99")
+        return self
+
+    @model_validator(mode="after")
+    def _range_of_workers(self) -> Train:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"train.min_workers = {self.min_workers} is more than train.workers = {self.workers}; "
+                "lower it, or set it to off"
+            )
         return self
 
 
@@ -207,7 +224,7 @@ def load_values(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file; give a TOML file, see `raytrain config show`") from None
     try:
         return json.loads(text) if path.suffix == ".json" else _off_is_none(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of numbers without end and nesting without end too
         raise ValueError(f"{path}: not valid {path.suffix.lstrip('.').upper()}: {error}") from None
 
 

@@ -138,7 +138,7 @@ def _is_index(path: Path) -> bool:
     """By the names of its files, before any of them is read."""
     try:
         return "embeddings.safetensors" in json.loads((path / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

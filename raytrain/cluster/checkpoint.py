@@ -85,10 +85,13 @@ def _serialised(
 
 
 def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+    with path.open(
+        "wb", buffering=0
+    ) as file:  # a buffer would try once more, and say less, when it is closed
         try:
-            file.write(data)
-            file.flush()
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         except OSError as error:  # of a write it does not say which file
             raise OSError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +13,15 @@ from typing import Any
 
 import ray
 from ray import train as ray_train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import TrainingFailedError
+from ray.train.torch import TorchTrainer
 from rich.console import Console
 
 from raytrain.cluster import run_folder
 from raytrain.cluster.actors import has_teacher, shared_teacher, teacher_actor
+from raytrain.cluster.listening import GentleTorchConfig
 from raytrain.cluster.local_ray import local_ray
+from raytrain.cluster.logs import LOGS, logging_into
 from raytrain.cluster.progress import Mailbox, ProgressBar
 from raytrain.cluster.stream import stream_config
 from raytrain.cluster.teacher_store import read_teacher
@@ -28,10 +33,15 @@ from raytrain.data.schedule import Schedule
 from raytrain.methods import build, resolve
 
 WINDOWS_IN_STORE = 12
-COLLECTIVE_TIMEOUT_S = 600
 DEVICE_CACHE_BYTES = 2**32
 MEMORY_CACHE_SHARE = 0.25
 """Of the machine's memory, that resident rows of all workers together may fill."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, and the run ended with a checkpoint."""
+
+    exit_code = 128 + signal.SIGTERM
 
 
 def train(config: Config, folder: Path, *, console: Console, resume: bool = False) -> dict[str, Any]:
@@ -61,6 +71,8 @@ def train(config: Config, folder: Path, *, console: Console, resume: bool = Fals
         result = _fit(config, folder, console)
     if "error" in result:
         raise ValueError(result["error"])
+    if "stopped" in result:
+        raise Terminated(f"told to end; the checkpoint of step {result['stopped']} is written")
     return result
 
 
@@ -93,7 +105,8 @@ def _placed(config: Config, reading: Reading) -> Config:
     device = train.device
     if device == "auto":
         device = "gpu" if gpus >= train.workers else "cpu"
-    if device == "gpu" and gpus < train.workers:
+    on_cluster = bool(os.environ.get("RAY_ADDRESS"))  # it may start nodes when they are asked for
+    if device == "gpu" and gpus < train.workers and not on_cluster:
         raise ValueError(
             f"train.device = 'gpu' with {train.workers} workers needs as many GPUs, Ray has {gpus:g}; "
             "lower train.workers or set train.device = 'cpu'"
@@ -157,11 +170,15 @@ def _fit(config: Config, folder: Path, console: Console) -> dict[str, Any]:
             given=None if shared is None else shared_teacher(Path(shared), config, dataset),
         ),
         scaling_config=ray_train.ScalingConfig(
-            num_workers=config.train.workers,
+            num_workers=_num_workers(config),
             use_gpu=gpu,
             resources_per_worker={"CPU": config.train.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        torch_config=GentleTorchConfig(
+            backend="nccl" if gpu else "gloo",
+            timeout_s=math.ceil(config.train.stuck_seconds),
+            one_machine=not os.environ.get("RAY_ADDRESS") and len(ray.nodes()) == 1,
+        ),
         run_config=ray_train.RunConfig(
             name="ray",
             storage_path=str(folder),
@@ -169,23 +186,69 @@ def _fit(config: Config, folder: Path, console: Console) -> dict[str, Any]:
         ),
         **streams,
     )
-    with ProgressBar(num_steps, first_step, console) as bar, _polling(mailbox, bar):
+    told = threading.Event()
+    with (
+        logging_into(folder, "driver"),
+        ProgressBar(num_steps, first_step, console) as bar,
+        _polling(mailbox, bar, told),
+        _sigterm(told),
+    ):
         try:
             result = trainer.fit()
+        except TrainingFailedError as error:
+            raise ValueError(_words(error, config, folder)) from None
         except SystemExit:  # Ray's answer to Ctrl-C, once it has stopped the workers
             raise KeyboardInterrupt from None
     assert isinstance(result.return_value, dict)
     return result.return_value
 
 
+def _num_workers(config: Config) -> int | tuple[int, int]:
+    train = config.train
+    return train.workers if train.min_workers is None else (train.min_workers, train.workers)
+
+
+def _words(error: TrainingFailedError, config: Config, folder: Path) -> str:
+    """What the user reads where the workers failed too often: why each rank did, and where the rest of it is."""
+    failures = getattr(error, "worker_failures", {None: getattr(error, "controller_failure", error)})
+    said = "; ".join(
+        f"{'' if of is None else f'rank {of}: '}{next(iter(reversed(str(why).strip().splitlines())), repr(why))}"
+        for of, why in failures.items()
+    )
+    return (
+        f"the workers failed more than train.max_failures = {config.train.max_failures} times; the last time: {said}. "
+        f"See {folder / LOGS}; go on with `raytrain train --resume {folder}`"
+    )
+
+
 @contextmanager
-def _polling(mailbox: Any, bar: ProgressBar) -> Iterator[None]:
-    """Reads the mailbox beside the block, and once more after it."""
+def _sigterm(told: threading.Event) -> Iterator[None]:
+    """Within the block a first SIGTERM asks the ranks for a checkpoint and their end; a second one ends the driver."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, frame: object) -> None:
+        del number, frame
+        if told.is_set():
+            raise SystemExit(Terminated.exit_code)
+        told.set()
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _polling(mailbox: Any, bar: ProgressBar, told: threading.Event) -> Iterator[None]:
+    """Reads the mailbox beside the block, and once more after it; says in it that the driver was told to end."""
     done = threading.Event()
 
     def poll() -> None:
         while not done.wait(0.3):
-            bar.show(*ray.get(mailbox.drain.remote()))
+            bar.show(*ray.get(mailbox.drain.remote(told.is_set())))
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()

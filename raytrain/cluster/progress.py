@@ -18,14 +18,18 @@ class Mailbox:
     def __init__(self) -> None:
         self._step: dict[str, Any] | None = None
         self._validations: list[dict[str, Any]] = []
+        self._stop = False
 
-    def post(self, message: dict[str, Any]) -> None:
+    def post(self, message: dict[str, Any]) -> bool:
+        """Whether the driver was told to end."""
         if "validation" in message:
             self._validations.append(message["validation"])
         else:
             self._step = message
+        return self._stop
 
-    def drain(self) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    def drain(self, stop: bool = False) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        self._stop = self._stop or stop
         step, validations = self._step, self._validations
         self._step, self._validations = None, []
         return step, validations

@@ -258,9 +258,12 @@ class Training:
             reporter.validated(record, values, self.method)
 
     def _save_is_due(self) -> bool:
-        """By the clock of rank 0, for all ranks."""
+        """After a validated epoch: by the count of steps, or by the clock of rank 0, for all ranks."""
+        every = self.config.train.checkpoint_every
+        if self.finished or (every is not None and self.state.step % every == 0):
+            return True
         old = time.monotonic() - self._saved_at >= self.config.train.checkpoint_seconds
-        due = torch.tensor([float(self.finished or old)], device=self.device)
+        due = torch.tensor([float(old)], device=self.device)
         if num_ranks() > 1:
             torch.distributed.broadcast(due, src=0)
         return bool(due.item())

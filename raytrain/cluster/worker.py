@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,11 @@ from raytrain.cluster import checkpoint
 from raytrain.cluster.actors import ActorMaker, taken_from
 from raytrain.cluster.allocator import keep_freed_memory
 from raytrain.cluster.alone import local_maker
+from raytrain.cluster.listening import Driver, Ear
+from raytrain.cluster.logs import logging_into
+from raytrain.cluster.preemption import Heard, Preempted
 from raytrain.cluster.reporter import FolderReporter
+from raytrain.cluster.run_folder import CONFIG
 from raytrain.cluster.schedule import step_seed
 from raytrain.cluster.sources import Resident, Source, batch_of, to_device
 from raytrain.cluster.stream import Streamed
@@ -55,11 +60,41 @@ def first_step_of(folder: Path) -> int:
 
 
 def train_worker(task: Task) -> dict[str, Any]:
-    """Trains one rank to the end; what the user can mend comes back as {"error": message}, not as a crash."""
+    """Trains one rank to the end; what the user can mend comes back as {"error": message}, not as a crash, and the end
+    that the driver asked for as {"stopped": step}."""
     try:
-        return _train(task)
+        _check_folder(task.folder)
+        with logging_into(task.folder, f"rank-{rank()}"):
+            return _logged(task)
+    except Preempted as told:
+        if told.heard < Heard.STOP:
+            raise  # Ray starts the group anew where there is room
+        return {"stopped": told.step}
     except (ValueError, FloatingPointError) as error:
         return {"error": str(error)}
+
+
+def _check_folder(folder: Path) -> None:
+    """The same on all ranks.  Raises ValueError where a rank does not see the run's folder."""
+    sees = torch.tensor([int((folder / CONFIG).is_file())], device=get_device())
+    if num_ranks() > 1:
+        torch.distributed.all_reduce(sees, torch.distributed.ReduceOp.MIN)
+    if not sees.item():
+        raise ValueError(
+            f"{folder} is not the same folder on all machines of the cluster; give an --out on storage that they "
+            "share (docs/cluster.md)"
+        )
+
+
+def _logged(task: Task) -> dict[str, Any]:
+    log.info("rank %d of %d begins, process %d", rank(), num_ranks(), os.getpid())
+    try:
+        result = _train(task)
+    except BaseException as error:
+        log.warning("rank %d ends: %s: %s", rank(), type(error).__name__, error)
+        raise
+    log.info("rank %d is done", rank())
+    return result
 
 
 def _train(task: Task) -> dict[str, Any]:
@@ -82,18 +117,20 @@ def _train(task: Task) -> dict[str, Any]:
     )
     first_step = training.state.step
     reporter: Reporter | None = None
+    driver: Driver | None = None
     if rank() == 0:
+        driver = Driver(task.mailbox)
         reporter = FolderReporter(
             config,
             task.folder,
             first_step=first_step,
             history=training.state.history,
-            tell=task.mailbox.post.remote,
+            tell=driver.post,
             classes=task.train.dataset.manifest.classes,
         )
     source = _source(task, first_step, device)
     validation = Validation(task.validation, device)
-    state = training.run(source, validation, reporter)
+    state = training.run(source, validation, reporter, listen=Ear(driver))
     best = next(record for record in state.history if record["step"] == state.best_step)
     if reporter is not None:
         reporter.close(best)

@@ -181,7 +181,22 @@ def read_row_group(path: str | Path, group: int, columns: Sequence[str]) -> dict
             raise ValueError(f"{path} has row groups 0..{file.num_row_groups - 1}, asked for {group}")
         matrices = json.loads((file.schema_arrow.metadata or {}).get(_METADATA, b"{}"))
         table = file.read_row_group(group, columns=list(columns), use_threads=False)
-    return {name: decode(table.column(name), matrices.get(name)) for name in columns}
+    found = {name: decode(table.column(name), matrices.get(name)) for name in columns}
+    _check_finite(path, group, found)
+    return found
+
+
+def _check_finite(path: str | Path, group: int, columns: Mapping[str, np.ndarray]) -> None:
+    """Ingest lets no NaN and no infinity through, so a shard that has one is not what ingest wrote."""
+    for name, values in columns.items():
+        if values.dtype != np.float32 or (finite := np.isfinite(values)).all():
+            continue
+        row, column = np.argwhere(~finite)[0]
+        where = f"row {columns['row'][row]}" if "row" in columns else f"row {row} of row group {group}"
+        raise DamagedDataset(
+            f"{path}: {where}, column {column} of {name!r} is {values[row, column]}; "
+            "a data set that ingest wrote has finite features only: make it again"
+        )
 
 
 def decode(column: pa.ChunkedArray, matrix: Mapping[str, str | int] | None) -> np.ndarray:

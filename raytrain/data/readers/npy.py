@@ -14,6 +14,10 @@ from raytrain.data.readers.protocol import ArrayInfo, check_name, check_size, ro
 Stream = io.BufferedIOBase | IO[bytes]
 
 
+MAX_HEADER_BYTES = 2**20
+"""numpy takes memory for what a header claims before it looks at what is there."""
+
+
 class Header:
     """Shape, type and order of a .npy, from its header alone."""
 
@@ -23,9 +27,17 @@ class Header:
             if version == (1, 0):
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
             elif version == (2, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+                length = stream.read(4)
+                if int.from_bytes(length, "little") > MAX_HEADER_BYTES:
+                    raise HostileFile(
+                        f"{where}: its header claims {int.from_bytes(length, 'little'):,} bytes; refused"
+                    )
+                header = io.BytesIO(length + stream.read(int.from_bytes(length, "little")))
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(header)
             else:
                 raise BadData(f"{where}: .npy version {version} is not known; save it with numpy.save")
+        except HostileFile:
+            raise
         except ValueError as error:
             raise BadData(f"{where}: no readable .npy: {error}") from error
         if dtype.hasobject:
