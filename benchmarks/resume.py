@@ -3,9 +3,10 @@
     python benchmarks/resume.py [--short] [--kills 20] [--skip-ray]
 
 1. Forked ranks on gloo: one run on 1 and one on 2 ranks, killed `--kills` times each (SIGKILL, by turns SIGTERM) at
-   steps and ranks drawn by lot.  Goodput is the share of the time between the first step of a process and its end that
-   was spent on steps of which the result was kept: steps of the run x the median time of a step, over all of the time.
-   Starting processes is not counted, checkpoints and steps that are done again are.
+   steps and ranks drawn by lot.  Goodput is the CPU time of the undisturbed run from its first step on over that of all
+   processes of the killed one from their first step on: checkpoints, steps that are done again and the step in which
+   the process was killed are counted, starting processes is not.  Recovery is the CPU time of a restarted process until
+   its first step, over that of the first process of a run.
 2. Real Ray Train with two workers, unless --short or --skip-ray: SIGKILL of a worker (recovery: from the kill to the
    next step; cold start: from `raytrain train` to the first step), of the driver, of the raylet, then --resume.
 
@@ -34,7 +35,7 @@ import psutil
 
 from raytrain.cluster import checkpoint
 from raytrain.cluster.alone import train_alone
-from raytrain.cluster.forked import DONE, FIRST_AT, World
+from raytrain.cluster.forked import CPU, DONE, EXECUTED, FIRST_CPU, World
 from raytrain.cluster.identity import run_digest
 from raytrain.cluster.training import CHECKPOINTS
 from raytrain.config import build
@@ -60,44 +61,39 @@ def forked(dataset: Dataset, scratch: Path, ranks: int, kills: int, steps_betwee
     epochs = -(-(kills + 1) * steps_between // batches)
     config = build(overrides=[*OPTIONS, f"train.epochs={epochs}", "train.checkpoint_every=20"])
     plain = World(config, dataset.path, scratch / f"plain-{ranks}", ranks)
-    started = time.monotonic()
     plain.start()
     code = plain.wait(3600.0)
     assert code == DONE, plain.said().read_text()
-    plain_s = time.monotonic() - float(plain.seen[FIRST_AT])
-    cold = float(plain.seen[FIRST_AT]) - started
+    num_steps = epochs * batches
+    step_s = float(plain.seen[CPU] - plain.seen[FIRST_CPU]) / (num_steps - 1)
+    cold = float(plain.seen[FIRST_CPU])
     draw, world = random.Random(ranks), World(config, dataset.path, scratch / f"killed-{ranks}", ranks)
     spent, recoveries, at = 0.0, [], 0
-    num_steps = epochs * batches
     for number in range(kills):
         at += draw.randrange(steps_between // 2, steps_between * 3 // 2)
         at = min(at, num_steps - (kills - number) * 2)
-        ended = time.monotonic()
         world.start()
-        hit = world.kill_at(
-            at,
-            draw.randrange(ranks),
-            signal.SIGTERM if number % 4 == 3 else signal.SIGKILL,
-            draw.random() * 0.05,
-        )
+        signal_of_turn = signal.SIGTERM if number % 4 == 3 else signal.SIGKILL
+        hit = world.kill_at(at, draw.randrange(ranks), signal_of_turn, draw.random() * 0.05)
         assert hit, "the run was over before it could be killed"
         world.wait()
-        spent += time.monotonic() - float(world.seen[FIRST_AT])
-        recoveries.append(float(world.seen[FIRST_AT]) - ended)
+        spent += (
+            float(world.seen[CPU] - world.seen[FIRST_CPU]) + step_s
+        )  # the last one was begun, and is lost
+        recoveries.append(float(world.seen[FIRST_CPU]))
     world.start()
     world.wait(3600.0)
-    spent += time.monotonic() - float(world.seen[FIRST_AT])
+    spent += float(world.seen[CPU] - world.seen[FIRST_CPU]) + step_s
     same = run_digest(plain.folder) == run_digest(world.folder)
     return {
         "ranks": ranks,
         "steps": num_steps,
-        "executed": int(world.seen[1]),
+        "executed": int(world.seen[EXECUTED]),
         "kills": kills,
         "equal": kills if same else 0,
-        "goodput": plain_s / spent,
-        "steps_kept": num_steps / float(world.seen[1]),
+        "goodput": num_steps * step_s / spent,
         "recovery_over_cold": statistics.median(recoveries[1:]) / cold,
-        "cold_s": cold,
+        "cold_cpu_s": cold,
     }
 
 

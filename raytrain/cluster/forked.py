@@ -33,8 +33,9 @@ from raytrain.data.reading import Reading
 from raytrain.methods import build, resolve
 from raytrain.types import Batch
 
-STEP, EXECUTED, FIRST_AT = 0, 1, 2
-"""Slots of what rank 0 shows: the step it is at, steps begun in all, when the first of this process began."""
+STEP, EXECUTED, FIRST_AT, FIRST_CPU, CPU = range(5)
+"""Slots of what rank 0 shows: the step it is at, steps begun in all, when the first of this process began, the CPU
+seconds of the process until then, and until the last one began."""
 DONE = 0
 FAILED = 70
 """Exit code of a rank that refused with a named error, which lies in a file."""
@@ -48,8 +49,9 @@ class Watched:
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         for step, batch in enumerate(self._source.batches(first_step), first_step):
+            self._seen[CPU] = time.process_time()
             if self._seen[FIRST_AT] == 0:
-                self._seen[FIRST_AT] = time.monotonic()
+                self._seen[FIRST_AT], self._seen[FIRST_CPU] = time.monotonic(), time.process_time()
             self._seen[STEP] = step
             self._seen[EXECUTED] += 1
             yield batch
@@ -87,7 +89,7 @@ class World:
     seen: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        shared = multiprocessing.get_context("fork").RawArray("d", 3)
+        shared = multiprocessing.get_context("fork").RawArray("d", 5)
         self.seen = np.frombuffer(shared, dtype=np.float64)
         self.folder.mkdir(parents=True, exist_ok=True)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -29,6 +30,8 @@ from raytrain.data.manifest import Dataset
 CONFIG, ENVIRONMENT, HISTORY = "config.json", "environment.json", "history.jsonl"
 TENSORBOARD = "tensorboard"
 MOMENTS = "moments.npz"
+URI = re.compile(r"[a-z][a-z0-9+.-]+:/")
+"""As pathlib leaves it: with one slash."""
 PACKAGES = ("raytrain", "torch", "ray", "numpy", "pyarrow", "safetensors")
 
 
@@ -51,8 +54,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 def create(folder: Path, config: Config, dataset: Dataset, *, teacher: str | None = None) -> None:
     """A new run folder; `teacher` is the fingerprint of the one that the run is given.
 
-    Raises ValueError where there is a run already, or something else.
+    Raises ValueError where there is a run already, or something else, and for a URI.
     """
+    if URI.match(str(folder)):
+        raise ValueError(
+            f"{folder}: a run's folder is on a file system with rename, which makes a checkpoint whole or absent; "
+            "object stores have none: give --out on a local or shared disk (docs/cluster.md). Data may be a URI"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "holds a run" if (folder / CONFIG).exists() else "exists and is not a run"
         raise ValueError(

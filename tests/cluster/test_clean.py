@@ -16,7 +16,7 @@ from tests.cluster.runs import SMALL
 from tests.cluster.traces import listening, marked, nothing_left
 from tests.datasets import small_dataset
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def settings(*overrides: str) -> list[str]:
@@ -37,7 +37,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_nothing_else_stays(tmp_path: P
             env=environment,
         )
         try:
-            give_up = time.monotonic() + 120
+            give_up = time.monotonic() + 240
             while not checkpoint.list_steps(folder / CHECKPOINTS) and time.monotonic() < give_up:
                 time.sleep(0.05)
             assert len(marked(mark)) > 5
@@ -45,7 +45,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_nothing_else_stays(tmp_path: P
             (session,) = Path("/tmp").glob(f"raytrain-{process.pid}-*")
             assert (session / "session_latest").is_dir()
             process.send_signal(signal.SIGTERM)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=240)
         finally:
             process.kill()
     assert process.returncode == 128 + signal.SIGTERM, output
