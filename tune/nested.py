@@ -75,9 +75,8 @@ def trial(job: dict[str, Any]) -> None:
     while True:
         over = bool(ended)  # before the last look
         curve = scores_of(folder, job["score"])
-        for epoch in range(reported + 1, len(curve) + 1):
-            done = over and epoch == len(curve)
-            ray_tune.report(_result(curve[:epoch], time.perf_counter() - start, ended=done))
+        for epoch in range(reported + 1, len(curve) + (0 if over else 1)):  # the last one is told below
+            ray_tune.report(_result(curve[:epoch], time.perf_counter() - start, ended=False))
         reported = len(curve)
         if over:
             break
@@ -258,8 +257,6 @@ def run_nested(search: Search, *, concurrency: int, score: str) -> None:
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(trial, {"CPU": 0.01}),
         tune_config=ray_tune.TuneConfig(
-            metric="score",
-            mode="max",
             num_samples=-1,
             max_concurrent_trials=concurrency,
             search_alg=Asking(search, due, score),

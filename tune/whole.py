@@ -251,7 +251,7 @@ def _asked(options: Options, console: Console) -> Asked:
     path = options.data or fixed.get("data.path") or str(_demo_world(folder.parent / "demo-data", console))
     values: dict[str, Any] = {}
     fixed |= {
-        "data.path": str(path),
+        "data.path": str(Path(str(path)).resolve()),
         "method.name": method,
         "train.epochs": epochs,
         "train.seed": options.seed,
@@ -351,7 +351,7 @@ def _way(options: Options, asked: Asked) -> tuple[str, str]:
 @contextmanager
 def _pool(way: str, options: Options, asked: Asked) -> Iterator[Pool]:
     if way == "here":
-        yield Here(asked.dataset.path, threads=options.cpus_per_trial, device="cpu")
+        yield Here(asked.values["data"]["path"], threads=options.cpus_per_trial, device="cpu")
         return
     slots = options.concurrency or _slots(options)
     if way == "nested":
@@ -360,7 +360,7 @@ def _pool(way: str, options: Options, asked: Asked) -> Iterator[Pool]:
             yield Launched(_score_of(asked))
         return
     resources = Resources(options.cpus_per_trial, options.gpus_per_trial)
-    with actors(asked.dataset.path, min(slots, options.trials), resources) as pool:
+    with actors(asked.values["data"]["path"], min(slots, options.trials), resources) as pool:
         yield pool
 
 
