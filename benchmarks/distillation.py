@@ -54,7 +54,7 @@ DEFAULTS: dict[str, dict[str, float]] = {
 }
 SCALES = (1 / 3, 1.0, 3.0)
 
-WEIGHTS: dict[str, float] = dict.fromkeys(DEFAULTS, 1.0)
+WEIGHTS: dict[str, float] = {**dict.fromkeys(DEFAULTS, SCALES[0]), "compositional": 1.0, "fitnet": 1.0}
 """Multiple of the default weights, chosen by --tune."""
 
 
