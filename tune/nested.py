@@ -82,12 +82,10 @@ def trial(job: dict[str, Any]) -> None:
             break
         thread.join(POLL_S)
     (error,) = ended
-    if error is None:
-        ray_tune.report(_result(curve, time.perf_counter() - start, ended=True))
-    elif "not finite" in str(error):
-        ray_tune.report({**_result(curve, time.perf_counter() - start, ended=True), "diverged": str(error)})
-    else:
-        raise error
+    why = {}
+    if error is not None:
+        why = {"diverged" if "not finite" in str(error) else "failed": one_line(error)}
+    ray_tune.report({**_result(curve, time.perf_counter() - start, ended=True), **why})
 
 
 def _result(curve: list[float], seconds: float, *, ended: bool) -> dict[str, Any]:
@@ -143,13 +141,14 @@ class Asking(Searcher):
     ) -> None:
         number = self._number.pop(trial_id)
         of = self._search.trials[number]
-        if error or result is None or "curve" not in result:
-            self._search.journal.add("failed", trial=number, error="the trial's process or its run failed")
+        if error or result is None or "curve" not in result or "failed" in result:
+            why = "its process ended" if result is None else result.get("failed", "its process ended")
+            self._search.journal.add("failed", trial=number, error=why)
             self._failed[number] += 1
             if self._failed[number] < ATTEMPTS:
                 self._due.append(number)
             else:
-                self._search.end(of, "failed", f"see {self._search.folder / TUNE_STATE}")
+                self._search.end(of, "failed", why)
             return
         self._heard(number, result)
         if "diverged" in result:

@@ -43,7 +43,8 @@ def test_tune_is_told_of_trials_and_tells_how_they_went(dataset: Dataset, tmp_pa
     asking.on_trial_complete("t2", result([0.2], diverged="the gradient is not finite"))
     asking.on_trial_complete("t3", None, error=True)
     assert isinstance(asking.suggest("t5"), dict), "once more"
-    asking.on_trial_complete("t5", None, error=True)
+    asking.on_trial_complete("t5", result([0.1], failed="OSError: full"))
+    assert search.trials[3].why == "OSError: full"
     assert asking.suggest("t6") == Searcher.FINISHED
     assert [search.trials[n].state for n in range(4)] == ["stopped", "complete", "stopped", "failed"]
     assert [search.trials[n].epoch for n in range(3)] == [2, 9, 1]
@@ -104,5 +105,5 @@ def test_a_trial_reports_each_validation_of_its_run_once(
         raise ValueError("no such thing")
 
     monkeypatch.setattr(nested, "launched", fails)
-    with pytest.raises(ValueError, match="no such thing"):
-        nested.trial({"config": "{}", "folder": str(folder), "score": "map"})
+    nested.trial({"config": "{}", "folder": str(folder), "score": "map"})
+    assert told[-1]["failed"] == "ValueError: no such thing"
