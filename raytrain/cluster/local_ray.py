@@ -41,11 +41,11 @@ SOCKET_PATH_BYTES = 60
 
 
 @contextmanager
-def local_ray(num_cpus: int, object_store: int) -> Iterator[None]:
+def local_ray(num_cpus: int, object_store: int, *, dashboard: bool = False) -> Iterator[None]:
     """The Ray that runs already, the cluster of RAY_ADDRESS, or a local one that ends with the block.
 
-    `num_cpus` and `object_store` (bytes) are those of the local one.  It listens on loopback alone, and its session
-    folder goes with it.  Raises ValueError where a package is older than what is safe.
+    `num_cpus`, `object_store` (bytes) and `dashboard` are those of the local one.  It listens on loopback alone, and
+    its session folder goes with it.  Raises ValueError where a package is older than what is safe.
     """
     check_versions()
     for name, value in SETTINGS.items():
@@ -62,7 +62,7 @@ def local_ray(num_cpus: int, object_store: int) -> Iterator[None]:
         with _this_machine_only(), _session_folder() as folder:
             ray.init(
                 num_cpus=num_cpus,
-                include_dashboard=False,
+                include_dashboard=dashboard,
                 log_to_driver=False,
                 object_store_memory=object_store,
                 logging_level="ERROR",
