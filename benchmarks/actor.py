@@ -17,8 +17,9 @@ counting_epoch      the same of the epochs of the window alone: what other inter
 wait_ms             mean wait for a graph at its adoption
 publish_ms          mean time of rank 0 for handing over the weights
 search_s            CPU seconds of one graph in this process, for comparison
-kills, equal        runs of small towers whose actor got SIGKILL once, at a moment drawn over the length of the run;
-                    those of them whose final checkpoint, teacher and graphs are byte for byte the undisturbed run's
+kills, equal        runs of small towers whose actor got SIGKILL once, when a step drawn over the run began and up to
+                    0.2 s later; those of them whose final checkpoint, teacher and graphs are byte for byte those of
+                    the undisturbed run
 """
 
 from __future__ import annotations
@@ -266,6 +267,14 @@ def fingerprint(folder: Path) -> str:
     return found.hexdigest()
 
 
+def kill(run: Run, step: int, later: float) -> None:
+    """Ends the run's actor, and no other process, a little after the run has done so many steps."""
+    while run.training.state.step < step:
+        time.sleep(0.002)
+    time.sleep(later)
+    os.kill(run.pid, signal.SIGKILL)
+
+
 def deaths(folder: Path, *, kills: int, epochs: int) -> dict[str, Any]:
     dataset = generate_scenes(folder / "small", config=SceneConfig(clips=2_000, classes=15))
     plan = {"refresh_every": 60, "window": 40, "lag": 12, "bootstraps": 200}
@@ -278,17 +287,17 @@ def deaths(folder: Path, *, kills: int, epochs: int) -> dict[str, Any]:
     equal, killed, waits = 0, 0, []
     for number in range(kills):
         run = Run(config, dataset, held, folder / f"killed-{number}")
-        moment = generator.uniform(0.0, length)
-        timer = threading.Timer(moment, os.kill, (run.pid, signal.SIGKILL))
-        timer.start()
+        step, later = generator.randrange(run.training.num_steps), generator.uniform(0.0, 0.2)
+        killer = threading.Thread(target=kill, args=(run, step, later))
+        killer.start()
         took, _ = run.seconds()
-        timer.join()
+        killer.join()
         killed += ray.get(run.actor.pid.remote()) != run.pid
         same = fingerprint(folder / f"killed-{number}") == expected
         equal += same
         waits.append(took)
         print(
-            f"killed after {moment:5.2f} s of {length:.2f} s: {'equal' if same else 'NOT EQUAL'}, {took:.1f} s",
+            f"killed at step {step} of {run.training.num_steps}: {'equal' if same else 'NOT EQUAL'}, {took:.1f} s",
             flush=True,
         )
     return {
