@@ -3,9 +3,9 @@
     python benchmarks/resume.py [--short] [--kills 20] [--ranks 1 2] [--only forked|ray]
 
 1. Forked ranks on gloo: one run on 1 and one on 2 ranks, killed `--kills` times each (SIGKILL, by turns SIGTERM) at
-   steps and ranks drawn by lot.  Goodput is the CPU time of an undisturbed run without checkpoints, from its first step on, over that of all
-   processes of the killed one from their first step on: checkpoints, steps that are done again and the step in which
-   the process was killed are counted, starting processes is not.
+   steps and ranks drawn by lot.  Goodput is the CPU time of an undisturbed run without checkpoints, from its first
+   step on, over that of all processes of the killed one from their first steps on: checkpoints, steps that are done
+   again and the step in which the process was killed are counted, starting processes is not.
 2. Real Ray Train with two workers, not with --short: SIGKILL of a worker (recovery: from the kill to the
    next step; cold start: from `raytrain train` to the first step), of the driver, of the raylet, then --resume.
 

@@ -75,3 +75,22 @@ def test_the_mailbox_passes_on_that_the_driver_was_told_to_end() -> None:
     box.drain()
     assert box.post({"step": 2}) is True
     assert Terminated("x").exit_code == 143
+
+
+def test_a_run_that_was_told_to_end_says_so_and_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from raytrain import cli
+    from raytrain.cluster import launch
+
+    def stopped(*unused: object, **unused_by_name: object) -> None:
+        raise Terminated("told to end; the checkpoint of step 7 is written")
+
+    monkeypatch.setattr(launch, "train", stopped)
+    monkeypatch.setattr("sys.argv", ["raytrain", "train", "somewhere", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 143
+    said = capsys.readouterr()
+    assert "raytrain train: told to end; the checkpoint of step 7 is written" in said.err
+    assert "raytrain train --resume" in said.out.replace("\n", " ")
