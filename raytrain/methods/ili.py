@@ -10,7 +10,8 @@ Zeng et al., *Inferred latent interactions* (AV-SAL, ILI, LIR).  One event of a 
     L        L_metric + lambda ramp(t - t_teach) LIR                                       Ili.loss
 
 Stages of a run: until t_teach the teacher trains by AV-SAL and the student by L_metric, their parameters disjoint;
-then the soft labels are calibrated, the graph is made of the last epoch's moments, and from its adoption on LIR joins.
+then the soft labels are calibrated, the graph is made of the moments of an epoch (the first one of a frozen teacher, the
+last one before t_teach of one that trains on), and from its adoption on LIR joins.
 
 Departs from the paper ([code]: the authors' code; the rest is ours where both are silent):
 - Sigmoid heads, T or Platt scaling, top-K edges, sampled pairs [code].  Dependencies are weighed by how often and how
@@ -152,17 +153,18 @@ class Ili(Method):
         if self.settings.graph == "none":
             return None
         (start,) = self.stages(num_steps, steps_per_epoch)
+        lag, frozen = self.settings.lag, self.settings.after_teaching == "frozen"
+        if frozen and start + steps_per_epoch + lag < num_steps:
+            start += steps_per_epoch  # of one teacher, which is calibrated
         every = (
             num_steps
             if self.settings.refresh_every is None
             else self.settings.refresh_every * steps_per_epoch
         )
-        refreshes = tuple(
-            step for step in range(start, num_steps, every) if step + self.settings.lag < num_steps
-        )
+        refreshes = tuple(step for step in range(start, num_steps, every) if step + lag < num_steps)
         weights = "lift" if self.settings.graph == "lift" else "search"
         search = {**self.settings.search.model_dump(), "top_k": self.settings.top_k, "weights": weights}
-        return GraphPlan(refreshes, window=steps_per_epoch, lag=self.settings.lag, search=search)
+        return GraphPlan(refreshes, window=steps_per_epoch, lag=lag, search=search)
 
     def adopt(self, graph: ClassDependency) -> None:
         """The weights of the graph; none where its verdict is `unlinked` (lift has no verdict)."""

@@ -224,7 +224,11 @@ def test_stages_and_plan() -> None:
     assert method.stages(100, 10) == {40: "student"}
     assert method.stages(20, 10) == {10: "student"}
     plan = method.graph_plan(100, 10)
-    assert plan is not None and (plan.refreshes, plan.window, plan.lag) == ((40,), 10, 3)
+    assert plan is not None and (plan.refreshes, plan.window, plan.lag) == ((50,), 10, 3)
+    short = method.graph_plan(20, 10)
+    assert short is not None and short.refreshes == (10,), (
+        "no epoch is left for moments of the frozen teacher"
+    )
     online = ili(after_teaching="training", refresh_every=2, t_teach=0.4).graph_plan(100, 10)
     assert online is not None and online.refreshes == (40, 60, 80)
     with pytest.raises(ValueError, match=r"train\.epochs is 1; ili trains a teacher"):
