@@ -10,8 +10,8 @@ Zeng et al., *Inferred latent interactions* (AV-SAL, ILI, LIR).  One event of a 
     L        L_metric + lambda ramp(t - t_teach) LIR                                       Ili.loss
 
 Stages of a run: until t_teach the teacher trains by AV-SAL and the student by L_metric, their parameters disjoint;
-then the soft labels are calibrated, the graph is made of the moments of an epoch (the first one of a frozen teacher, the
-last one before t_teach of one that trains on), and from its adoption on LIR joins.
+then the soft labels are calibrated, the graph is made of the moments of an epoch (the first one of a frozen teacher;
+the last one before t_teach of one that trains on), and from its adoption on LIR joins.
 
 Departs from the paper ([code]: the authors' code; the rest is ours where both are silent):
 - Sigmoid heads, T or Platt scaling, top-K edges, sampled pairs [code].  Dependencies are weighed by how often and how
