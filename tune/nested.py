@@ -11,25 +11,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import ray
 from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 from rich.console import Console
 
 from raytrain.cluster import run_folder
-from raytrain.cluster.local_ray import SETTINGS
 from raytrain.config import Config, validate
 from tune.driver import ATTEMPTS, Search, Trial
 from tune.storage import TRIALS
@@ -223,27 +218,6 @@ class Launched:
 
     def drop(self, job: Job) -> None:
         raise AssertionError("its jobs train to their end")
-
-
-@contextmanager
-def dashboard_ray(num_cpus: int) -> Iterator[None]:
-    """The Ray that runs already, the cluster of RAY_ADDRESS, or a local one with its dashboard at loopback."""
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    if ray.is_initialized():
-        yield
-        return
-    local = {} if os.environ.get("RAY_ADDRESS") else {
-        "num_cpus": num_cpus,
-        "include_dashboard": True,
-        "dashboard_host": "127.0.0.1",
-        "object_store_memory": OBJECT_STORE_BYTES,
-    }  # fmt: skip
-    ray.init(log_to_driver=False, logging_level="ERROR", **local)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def run_nested(search: Search, *, concurrency: int, score: str) -> None:

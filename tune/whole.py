@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from raytrain.cluster.local_ray import local_ray
 from raytrain.cluster.precision import choose_precision
 from raytrain.config import Config, build, load_values, nearest, override, parse_override, validate
 from raytrain.data.manifest import Dataset, open_dataset
@@ -24,7 +25,7 @@ from raytrain.methods import METHODS
 from tune import finals
 from tune.board import Board
 from tune.driver import DIRECTIONS, Base, Objective, Search
-from tune.nested import Launched, dashboard_ray, run_nested
+from tune.nested import OBJECT_STORE_BYTES, Launched, run_nested
 from tune.report import compared, mean_sd, write_report
 from tune.rungs import Rungs
 from tune.sampling import SAMPLERS, Memoryless, SamplerName
@@ -356,7 +357,7 @@ def _pool(way: str, options: Options, asked: Asked) -> Iterator[Pool]:
     slots = options.concurrency or _slots(options)
     if way == "nested":
         cpus = max(os.cpu_count() or 1, slots * options.workers_per_trial * options.cpus_per_trial) + 1
-        with dashboard_ray(cpus):
+        with local_ray(cpus, OBJECT_STORE_BYTES, dashboard=True):
             yield Launched(_score_of(asked))
         return
     resources = Resources(options.cpus_per_trial, options.gpus_per_trial)

@@ -10,16 +10,20 @@ moments.npz        sums of the teacher's soft labels that the newest class graph
 graphs/            the class graphs, one folder per refresh
 teacher/           the newest slow weights of the teacher, for `raytrain train --teacher`
 evaluation.json    what `raytrain evaluate` wrote
+lock               held by the process that trains
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ from raytrain.data.manifest import Dataset
 
 CONFIG, ENVIRONMENT, HISTORY = "config.json", "environment.json", "history.jsonl"
 TENSORBOARD = "tensorboard"
+LOCK = "lock"
 MOMENTS = "moments.npz"
 URI = re.compile(r"[a-z][a-z0-9+.-]+:/")
 """As pathlib leaves it: with one slash."""
@@ -69,6 +74,20 @@ def create(folder: Path, config: Config, dataset: Dataset, *, teacher: str | Non
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / ENVIRONMENT, json.dumps({**environment(dataset), "teacher": teacher}, indent=1))
     write_text(folder / CONFIG, config.model_dump_json(indent=1))
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The run's folder for this process alone, until the block or the process ends.
+
+    Raises ValueError where another process trains there.
+    """
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process trains there; wait for it or end it") from None
+        yield
 
 
 def read_config(folder: Path) -> Config:
