@@ -3,7 +3,7 @@
     python benchmarks/stacked.py [--short]
 
 The same arithmetic both ways: two towers with one hidden layer, audio 128 and visual 1024, InfoNCE, batch 400, fused
-AdamW, float32, one thread, CPU time, interleaved in one process.  One by one each model is a module; stacked, every layer
+AdamW, float32, one thread, CPU time, interleaved in one process.  One by one each model is a module; stacked, a layer
 of all models is one batched product and every model's loss is of its own rows.  Above 1 stacking is faster.
 """
 
