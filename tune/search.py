@@ -80,7 +80,8 @@ def search(data: str | None, **options: Any) -> None:
     are run again with seeds, and the test split is read once, for the last table.  What was killed goes on with
     --resume.  The end: report.html, best.toml, and a TensorBoard folder.
     """
-    from tune.whole import Options, run_search
+    from tune.asked import Options
+    from tune.whole import run_search
 
     run_search(Options(data=data, **options))
 

@@ -17,11 +17,12 @@ from raytrain.config import build
 from raytrain.data.manifest import Dataset
 from raytrain.methods import resolve
 from tests.datasets import small_dataset
+from tune.asked import Options
 from tune.driver import Base, Search
 from tune.report import front_of, write_report
 from tune.search import search
 from tune.trials import Job
-from tune.whole import Options, run_search
+from tune.whole import run_search
 from tune.workers import Failed, Here
 
 ROOT = Path(__file__).resolve().parent.parent.parent
