@@ -20,7 +20,7 @@ from rich.console import Console
 from raytrain.cluster import run_folder
 from raytrain.cluster.actors import has_teacher, shared_teacher, teacher_actor
 from raytrain.cluster.listening import GentleTorchConfig
-from raytrain.cluster.local_ray import local_ray
+from raytrain.cluster.local_ray import local_ray, on_cluster
 from raytrain.cluster.logs import LOGS, logging_into
 from raytrain.cluster.progress import Mailbox, ProgressBar
 from raytrain.cluster.stream import stream_config
@@ -106,8 +106,7 @@ def _placed(config: Config, reading: Reading) -> Config:
     device = train.device
     if device == "auto":
         device = "gpu" if gpus >= train.workers else "cpu"
-    on_cluster = bool(os.environ.get("RAY_ADDRESS"))  # it may start nodes when they are asked for
-    if device == "gpu" and gpus < train.workers and not on_cluster:
+    if device == "gpu" and gpus < train.workers and not on_cluster():  # a cluster may start nodes when asked
         raise ValueError(
             f"train.device = 'gpu' with {train.workers} workers needs as many GPUs, Ray has {gpus:g}; "
             "lower train.workers or set train.device = 'cpu'"
@@ -178,7 +177,7 @@ def _fit(config: Config, folder: Path, console: Console) -> dict[str, Any]:
         torch_config=GentleTorchConfig(
             backend="nccl" if gpu else "gloo",
             timeout_s=math.ceil(config.train.stuck_seconds),
-            one_machine=not os.environ.get("RAY_ADDRESS") and len(ray.nodes()) == 1,
+            one_machine=not on_cluster() and len(ray.nodes()) == 1,
         ),
         run_config=ray_train.RunConfig(
             name="ray",

@@ -25,7 +25,10 @@ SETTINGS = {
 }
 """Of Ray, where the environment does not say otherwise: they halve the start of the workers and keep Ray quiet."""
 
+LOCAL = "RAYTRAIN_LOCAL_RAY"
+"""Set in every process of a Ray that we started on this machine."""
 LOCAL_SETTINGS = {
+    LOCAL: "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes the only node away
     # Ray's word for "this machine only": everything listens on loopback, as it does on Windows and macOS.
     ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
@@ -66,12 +69,23 @@ def local_ray(num_cpus: int, object_store: int, *, dashboard: bool = False) -> I
                 log_to_driver=False,
                 object_store_memory=object_store,
                 logging_level="ERROR",
+                runtime_env={"worker_process_setup_hook": know_own_cluster} if dashboard else None,
                 _temp_dir=str(folder),
             )
             try:
                 yield
             finally:
                 ray.shutdown()
+
+
+def on_cluster() -> bool:
+    """Whether the Ray that is used is a cluster that somebody else started."""
+    return bool(os.environ.get("RAY_ADDRESS")) and LOCAL not in os.environ
+
+
+def know_own_cluster() -> None:
+    """In a worker: Ray's State API, which ends what a stopped run has left, asks this Ray where there are several."""
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 @contextmanager
