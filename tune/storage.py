@@ -13,7 +13,6 @@ report.html      all of it to look at
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sqlite3
@@ -27,10 +26,10 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from sqlalchemy import event
 
-from raytrain.cluster.run_folder import write_text
+from raytrain.cluster.run_folder import held, write_text
 from tune.sampling import Memoryless
 
-SEARCH, JOURNAL, STUDY, TRIALS, LOCK = "search.json", "journal.jsonl", "study.db", "trials", "lock"
+SEARCH, JOURNAL, STUDY, TRIALS = "search.json", "journal.jsonl", "study.db", "trials"
 Direction = Literal["minimize", "maximize"]
 
 MAY_CHANGE = ("trials", "concurrency", "survivors", "seeds")
@@ -74,11 +73,7 @@ def opened(folder: Path, plan: dict[str, Any], *, resume: bool) -> Iterator[Jour
     if (folder / SEARCH).exists() and not resume:
         raise ValueError(f"{folder} holds a search; go on with --resume or give another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another process is searching there; wait for it or end it") from None
+    with held(folder, doing="is searching"):
         if (folder / SEARCH).exists():
             _check_same(folder, plan)
         write_text(folder / SEARCH, json.dumps(plan, indent=1))

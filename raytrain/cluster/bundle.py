@@ -25,7 +25,6 @@ from raytrain.cluster.embed import embed
 from raytrain.cluster.evaluate import embed_split, load
 from raytrain.config import Config, validate
 from raytrain.data.manifest import SPLITS, Manifest
-from raytrain.data.shards import read_split
 from raytrain.evaluation.nearest import Nearest, nearest
 from raytrain.methods import build
 from raytrain.methods.base import Method
@@ -42,7 +41,6 @@ class Index:
     clips: tuple[str, ...]
     """Clip ids where the data set has them, else <split>/<row>."""
     labels: Int[np.ndarray, " n"] | None
-    run: str
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -96,7 +94,7 @@ def write_index(run: Path, out: Path, splits: Sequence[str]) -> int:
         embedded = embed_split(method, dataset, split, config.data.views)
         for view, z in embedded.embeddings.items():
             found.setdefault(view, []).append(z)
-        names = read_split(dataset, split, views=()).clips
+        names = embedded.clips
         clips += [f"{split}/{row}" for row in embedded.row] if names is None else names.tolist()
         labels += [] if embedded.labels is None else embedded.labels.tolist()
     embeddings = {view: torch.from_numpy(np.concatenate(parts)) for view, parts in found.items()}
@@ -130,7 +128,6 @@ def open_index(path: Path) -> Index:
         embeddings={view: found.tensors["embeddings"][view].numpy() for view in config.data.views},
         clips=tuple(state["clips"]),
         labels=None if state["labels"] is None else np.array(state["labels"], dtype=np.int64),
-        run=state["run"],
     )
 
 

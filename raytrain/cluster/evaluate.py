@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from raytrain.cluster import checkpoint, run_folder
 from raytrain.cluster.embed import class_scores, embed
@@ -53,6 +53,8 @@ class Embedded:
     events: UInt8[np.ndarray, "n c"] | None
     class_scores: dict[str, Float[np.ndarray, "n c"]] = field(default_factory=dict)
     """By view, of a method that classifies."""
+    clips: Shaped[np.ndarray, " n"] | None = None
+    """Clip ids, where the data set has them."""
 
     def known(self, by: By) -> np.ndarray:
         """Raises ValueError where the split does not have what relevance is asked by."""
@@ -118,7 +120,7 @@ def embed_split(method: Method, dataset: Dataset, split: str, views: tuple[str, 
         {name: z.cpu().numpy() for name, z in made(method.to(device), rows, device).items()}
         for made in (embed, class_scores)
     )
-    return Embedded(arrays.views, embeddings, arrays.row, arrays.labels, arrays.events, scores)
+    return Embedded(arrays.views, embeddings, arrays.row, arrays.labels, arrays.events, scores, arrays.clips)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def train(config: Config, folder: Path, *, console: Console, resume: bool = Fals
         config = _placed(config, Reading.of(dataset, "train", config))
         if not resume:
             run_folder.create(folder, config, dataset, teacher=given)
-        with run_folder.held(folder):
+        with run_folder.held(folder, doing="trains"):
             result = _fit(config, folder, console)
     if "error" in result:
         raise ValueError(result["error"])

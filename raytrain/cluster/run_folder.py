@@ -77,16 +77,16 @@ def create(folder: Path, config: Config, dataset: Dataset, *, teacher: str | Non
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """The run's folder for this process alone, until the block or the process ends.
+def held(folder: Path, *, doing: str) -> Iterator[None]:
+    """The folder of a run or a search for this process alone, until the block or the process ends.
 
-    Raises ValueError where another process trains there.
+    Raises ValueError where another process is `doing` its work there.
     """
     with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{folder}: another process trains there; wait for it or end it") from None
+            raise ValueError(f"{folder}: another process {doing} there; wait for it or end it") from None
         yield
 
 

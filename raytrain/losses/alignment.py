@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from raytrain.losses.masks import CHUNK_ELEMENTS
+from raytrain.losses.masks import blocks
 
 Kind = Literal["similarity", "classes"]
 
@@ -65,10 +65,7 @@ class Alignment:
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Ranges of queries whose [k n] block is small."""
-        budget = CHUNK_ELEMENTS.get(self.keys.device.type, CHUNK_ELEMENTS["cuda"])
-        step = max(1, budget // max(1, len(self.keys)))
-        for start in range(0, len(self), step):
-            yield start, min(start + step, len(self))
+        return blocks(len(self), len(self.keys), self.keys.device)
 
     def extent(self) -> Extent:
         mass = self.query.new_empty(len(self))

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from raytrain.losses.masks import CHUNK_ELEMENTS
+from raytrain.losses.masks import blocks
 from raytrain.types import UNANNOTATED
 
 
@@ -114,9 +114,7 @@ def _pair_weights(
 
 
 def _blocks(query: Tensor, keys: Tensor) -> list[slice]:
-    budget = CHUNK_ELEMENTS.get(query.device.type, CHUNK_ELEMENTS["cuda"])
-    step = max(1, budget // max(1, len(keys)))
-    return [slice(start, min(start + step, len(query))) for start in range(0, len(query), step)]
+    return [slice(*block) for block in blocks(len(query), len(keys), query.device)]
 
 
 def sampled_latent_interaction(

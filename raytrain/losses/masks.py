@@ -35,6 +35,14 @@ CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
 """Elements of a [k n] block, by device: 4 MB of float32 on a CPU, 64 MB on a GPU, which it keeps busy."""
 
 
+def blocks(num_queries: int, elements: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Ranges of queries, so many that their `elements` each come to CHUNK_ELEMENTS, and at least one."""
+    budget = CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"])
+    step = max(1, budget // max(1, elements))
+    for start in range(0, num_queries, step):
+        yield start, min(start + step, num_queries)
+
+
 @dataclass(frozen=True)
 class Marks:
     """What is known of some rows: at most one of `labels` and `events`."""
@@ -144,10 +152,7 @@ class Relation:
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Ranges of queries, small enough that a [k n] block is cheap and large enough that it is fast."""
-        budget = CHUNK_ELEMENTS.get(self.key.row.device.type, CHUNK_ELEMENTS["cuda"])
-        step = max(1, budget // max(1, len(self.key)))
-        for start in range(0, len(self.query), step):
-            yield start, min(start + step, len(self.query))
+        return blocks(len(self.query), len(self.key), self.key.row.device)
 
     def counts(self) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
         """(number of positives, number of negatives) of each query."""

@@ -12,7 +12,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from raytrain.cluster.run_folder import held
-with held(Path(sys.argv[1])):
+with held(Path(sys.argv[1]), doing="trains"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -26,11 +26,11 @@ def test_a_folder_is_one_process_s_until_it_ends_however_it_ends(tmp_path: Path)
         text=True,
     )
     assert other.stdout is not None and other.stdout.readline() == "held\n"
-    with pytest.raises(ValueError, match="another process trains there"), held(tmp_path):
+    with pytest.raises(ValueError, match="another process trains there"), held(tmp_path, doing="trains"):
         raise AssertionError("it was held twice")
     other.kill()
     other.communicate()
-    with held(tmp_path):
+    with held(tmp_path, doing="trains"):
         pass
-    with held(tmp_path):
+    with held(tmp_path, doing="trains"):
         pass

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raytrain.losses import latent_interaction as module
+from raytrain.losses import masks
 from raytrain.losses.latent_interaction import (
     Latent,
     latent_interaction,
@@ -75,7 +75,7 @@ def test_the_number_of_linked_pairs() -> None:
 
 @pytest.mark.parametrize("chunk", [2**20, 13])
 def test_lir_is_its_equation(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.CHUNK_ELEMENTS, "cpu", chunk)
+    monkeypatch.setitem(masks.CHUNK_ELEMENTS, "cpu", chunk)
     query, keys = unit(), unit()
     found = 0.0
     for first, stop in ((0, 4), (4, 5), (5, N)):
@@ -87,7 +87,7 @@ def test_lir_is_its_equation(chunk: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("chunk", [2**20, 13])
 def test_the_gradient_is_that_of_the_equation(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.CHUNK_ELEMENTS, "cpu", chunk)
+    monkeypatch.setitem(masks.CHUNK_ELEMENTS, "cpu", chunk)
     query, keys = unit()[2:9].requires_grad_(), unit().requires_grad_()
 
     def rows(q: Tensor, k: Tensor) -> Tensor:

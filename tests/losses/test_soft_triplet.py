@@ -188,7 +188,7 @@ def test_float32_is_near_float64_under_autocast_too(mining: Any) -> None:
 @pytest.mark.parametrize("mining", MINING)
 def test_no_tensor_is_as_large_as_all_pairs(mining: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(masks.CHUNK_ELEMENTS, "cpu", 2**12)
-    assert alignment.CHUNK_ELEMENTS is masks.CHUNK_ELEMENTS
+    assert alignment.blocks is masks.blocks
     n = 512
     query, keys = unit(n, 8, 0, torch.float32).requires_grad_(), unit(n, 8, 1, torch.float32).requires_grad_()
     made = Alignment(unit(n, 8, 2, torch.float32), unit(n, 8, 3, torch.float32), "similarity", 0.2)

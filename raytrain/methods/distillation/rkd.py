@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from raytrain.config import Section
 from raytrain.losses import distances
-from raytrain.losses.masks import CHUNK_ELEMENTS, Relation
+from raytrain.losses.masks import Relation, blocks
 from raytrain.methods.distillation.base import Distillation, Pair, Term, mean
 from raytrain.types import Progress
 
@@ -65,18 +65,17 @@ class Rkd(Distillation):
             reduction="none",
         )
         distance = mean(apart.sum(dim=1) / max(num - 1, 1), relation)
-        budget = CHUNK_ELEMENTS.get(here.student.device.type, CHUNK_ELEMENTS["cuda"])
-        step = max(1, budget // (num * max(num, here.student.shape[1])))
+        rows, size = here.student.shape
         errors = [
             checkpoint(
                 angle_error,
-                here.student[start : start + step],
+                here.student[start:stop],
                 world.student,
-                here.teacher[start : start + step],
+                here.teacher[start:stop],
                 world.teacher,
                 use_reentrant=False,
             )
-            for start in range(0, here.student.shape[0], step)
+            for start, stop in blocks(rows, num * max(num, size), here.student.device)
         ]
         return {
             "rkd_distance": Term(self.settings.distance_weight, distance),
