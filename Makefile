@@ -12,7 +12,9 @@ TEST_ENV := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 RAY_DATA_DISABLE_PROGRES
 demo: $(READY)
 	$(BIN)/raytrain demo --overwrite
 
-test: check fast slow
+# The tests with Ray mostly wait for its processes, so the others run beside them, with lower priority.
+test: check
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target fast slow
 
 setup: $(READY)
 
@@ -30,7 +32,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 fast: $(READY)
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not ray and not slow"
+	$(TEST_ENV) nice -n 5 $(BIN)/python -m pytest -m "not ray and not slow"
 
 slow: $(READY)
 	$(TEST_ENV) $(BIN)/python -m pytest -m "ray or slow"

@@ -1,4 +1,4 @@
-"""The teacher on a Ray actor: what `raytrain.teacher.Teacher` does, in a process of its own.
+"""A run's actors: the driver's mailbox, and the teacher in a process of its own (`raytrain.teacher.Teacher`).
 
 Calls are at-least-once: Ray repeats a call that the actor's death cut off, which is why every call of the teacher
 is idempotent.  A restarted actor holds what its store holds.
@@ -22,9 +22,11 @@ import torch
 from jaxtyping import Float
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from raytrain.cluster import run_folder
+from raytrain.cluster.progress import Mailbox
 from raytrain.cluster.teacher_store import FolderStore, TrainedTeacher, about, read_teacher, settle
 from raytrain.config import Config
 from raytrain.data.manifest import Dataset
@@ -41,7 +43,7 @@ TASK_RETRIES = 10
 PENDING_CALLS = 16
 """Of one handle: whoever sends more gets PendingCallsLimitExceeded."""
 GRAPH_TIMEOUT_S = 480.0
-"""The other ranks wait in a collective, which gives up after launch.COLLECTIVE_TIMEOUT_S."""
+"""The other ranks wait in a collective, which gives up after train.stuck_seconds."""
 LABEL_ROWS = 8192
 NICENESS = 5
 """Of the actor's process beside the workers: it has a lag to work in, they do not."""
@@ -93,8 +95,24 @@ def _actor_class(**options: Any) -> Any:
 
 
 def teacher_actor(config: Config, dataset: Dataset, folder: Path) -> ActorHandle:
-    """The actor of a run's own teacher; it lives as long as a handle to it does."""
-    return _actor_class().remote(config, dataset, folder, shared=False)
+    """The actor of a run's own teacher, on the driver's node if it can; it lives as long as a handle to it does."""
+    return _actor_class(scheduling_strategy=this_node(soft=True)).remote(
+        config, dataset, folder, shared=False
+    )
+
+
+def mailbox() -> ActorHandle:
+    """The actor of the driver's mailbox, on the driver's own node: the loss of another one is not its end.
+
+    After a death of its process the driver's next call says again what there is to say.
+    """
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(scheduling_strategy=this_node(soft=False), **options)(Mailbox).remote()
+
+
+def this_node(*, soft: bool) -> NodeAffinitySchedulingStrategy:
+    """Where the caller runs; Ray would draw any node for an actor without CPUs."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=soft)
 
 
 def shared_teacher(run: Path, config: Config, dataset: Dataset) -> tuple[ActorHandle, str]:

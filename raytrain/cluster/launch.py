@@ -18,11 +18,11 @@ from ray.train.torch import TorchTrainer
 from rich.console import Console
 
 from raytrain.cluster import run_folder
-from raytrain.cluster.actors import has_teacher, shared_teacher, teacher_actor
+from raytrain.cluster.actors import has_teacher, mailbox, shared_teacher, teacher_actor
 from raytrain.cluster.listening import GentleTorchConfig
 from raytrain.cluster.local_ray import local_ray, on_cluster
 from raytrain.cluster.logs import LOGS, logging_into
-from raytrain.cluster.progress import Mailbox, ProgressBar
+from raytrain.cluster.progress import ProgressBar
 from raytrain.cluster.stream import stream_config
 from raytrain.cluster.teacher_store import read_teacher
 from raytrain.cluster.worker import Task, first_step_of, train_worker
@@ -156,7 +156,7 @@ def _fit(config: Config, folder: Path, console: Console) -> dict[str, Any]:
                 object_store_bytes(config) // 2,
             ),
         }
-    mailbox, shared = ray.remote(num_cpus=0)(Mailbox).remote(), config.train.teacher
+    letters, shared = mailbox(), config.train.teacher
     gpu = config.train.device == "gpu"
     trainer = TorchTrainer(
         train_worker,
@@ -165,7 +165,7 @@ def _fit(config: Config, folder: Path, console: Console) -> dict[str, Any]:
             folder,
             reading,
             validation,
-            mailbox,
+            letters,
             teacher=teacher_actor(config, dataset, folder) if has_teacher(config) else None,
             given=None if shared is None else shared_teacher(Path(shared), config, dataset),
         ),
@@ -190,7 +190,7 @@ def _fit(config: Config, folder: Path, console: Console) -> dict[str, Any]:
     with (
         logging_into(folder, "driver"),
         ProgressBar(num_steps, first_step, console) as bar,
-        _polling(mailbox, bar, told),
+        _polling(letters, bar, told),
         _sigterm(told),
     ):
         try:
@@ -242,13 +242,13 @@ def _sigterm(told: threading.Event) -> Iterator[None]:
 
 
 @contextmanager
-def _polling(mailbox: Any, bar: ProgressBar, told: threading.Event) -> Iterator[None]:
+def _polling(letters: Any, bar: ProgressBar, told: threading.Event) -> Iterator[None]:
     """Reads the mailbox beside the block, and once more after it; says in it that the driver was told to end."""
     done = threading.Event()
 
     def poll() -> None:
         while not done.wait(0.3):
-            bar.show(*ray.get(mailbox.drain.remote(told.is_set())))
+            bar.show(*ray.get(letters.drain.remote(told.is_set())))
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -257,4 +257,4 @@ def _polling(mailbox: Any, bar: ProgressBar, told: threading.Event) -> Iterator[
     finally:
         done.set()
         thread.join()
-    bar.show(*ray.get(mailbox.drain.remote()))
+    bar.show(*ray.get(letters.drain.remote()))

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 import torch
+from ray._private.state import actors
 
 from raytrain.cluster import checkpoint
 from raytrain.cluster.identity import run_digest
@@ -32,6 +34,14 @@ OPTIONS = (
 )
 
 
+def _nodes_of(address: str, actor: str) -> set[str]:
+    ray.init(address, log_to_driver=False)
+    try:
+        return {it["Address"]["NodeID"] for it in actors().values() if it["ActorClassName"] == actor}
+    finally:
+        ray.shutdown()
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_run_over_two_nodes_goes_on_when_one_is_lost(
@@ -42,7 +52,7 @@ def test_a_run_over_two_nodes_goes_on_when_one_is_lost(
 
     dataset, folder = small_dataset(tmp_path), tmp_path / "run"
     overrides = [*OPTIONS, "train.epochs=300", "train.workers=2", "train.min_workers=1", "model.dropout=0"]
-    for name, value in (("RAY_health_check_period_ms", "1000"), ("RAY_health_check_failure_threshold", "3")):
+    for name, value in (("RAY_health_check_period_ms", "1000"), ("RAY_health_check_failure_threshold", "8")):
         monkeypatch.setenv(name, value)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8})
     process = None
@@ -62,6 +72,7 @@ def test_a_run_over_two_nodes_goes_on_when_one_is_lost(
             assert process.poll() is None, process.stdout.read() if process.stdout else ""
             time.sleep(0.05)
         assert "rank 1 of 2 begins" in (folder / "logs" / "rank-1.log").read_text()
+        assert _nodes_of(cluster.address, "Mailbox") == {cluster.head_node.node_id}  # the driver's
         cluster.remove_node(nodes[1], allow_graceful=False)
         output, _ = process.communicate(timeout=400)
         assert process.returncode == 0, output
