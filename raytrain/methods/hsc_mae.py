@@ -8,12 +8,13 @@ No label is read.  The student sees inputs of which values are masked; a teacher
     distil    the student's embedding is near the teacher's           squared_error
     weights   sum_i e^{-s_i} L_i + s_i, and a schedule                balanced, hsc_mae_settings.Schedule
 
-    L = w_dcca DCCA + w_rest sum_i (e^{-s_i} L_i + s_i)                           after the warm-up
+    L = w_dcca g DCCA + w_rest sum_i g_i (e^{-s_i} L_i + s_i)                     after the warm-up
     L = reconstruction + w_cross cross + 0.05 contrast + 0.1 distillation        in the warm-up
 
 Departs from the paper ([code]: the authors' code, where it and the text differ or the text is silent):
 - w_dcca = 1 - c, w_rest = c = (1 - cos pi t)/2 [code].  With DCCA off the rest has weight 1; alone, DCCA has weight 1
   and no warm-up.
+- g: dcca_weight, and reconstruction_weight of the sample level's terms, 1 of the others; all are 1 in the paper.
 - DCCA reads the masked student's embeddings [code]; dcca_input = "unmasked" gives it a pass of its own, as in the
   text.  It is written as 1 - ..., which is not negative.  trace-norm and eckart-young are ours.
 - The input's batch norm comes before the mask: a hidden value is then the mean, and the teacher, who sees no mask, is
@@ -62,9 +63,14 @@ def hidden_squared_error(
     return (F.mse_loss(estimate, target, reduction="none") * ~kept).sum(dim=1)
 
 
-def balanced(losses: Float[Tensor, " t"], log_variance: Float[Tensor, " t"]) -> Float[Tensor, ""]:
-    """sum_i e^{-s_i} L_i + s_i  (Kendall, Gal and Cipolla, CVPR 2018), for losses that are not negative."""
-    return (torch.exp(-log_variance) * losses + log_variance).sum()
+def balanced(
+    losses: Float[Tensor, " t"], log_variance: Float[Tensor, " t"], weights: Float[Tensor, " t"]
+) -> Float[Tensor, ""]:
+    """sum_i w_i (e^{-s_i} L_i + s_i)  (Kendall, Gal and Cipolla, CVPR 2018), for losses that are not negative.
+
+    Given weights w are outside, where s cannot undo them: s_i = log L_i is a minimum for any w_i.
+    """
+    return (weights * (torch.exp(-log_variance) * losses + log_variance)).sum()
 
 
 class HscMae(Method):
@@ -186,7 +192,7 @@ class HscMae(Method):
             total = total + w_rest * self._rest(terms, t)
         if self.settings.dcca is not None:
             logged["dcca"] = self._dcca(world)
-            total = total + w_dcca * logged["dcca"]
+            total = total + w_dcca * self.settings.dcca_weight * logged["dcca"]
         if self.log_variance is not None:
             weights = torch.exp(-self.log_variance.detach())
             logged.update({f"weight_{name}": w for name, w in zip(terms, weights, strict=True)})
@@ -196,7 +202,10 @@ class HscMae(Method):
         """All terms but DCCA, weighted."""
         losses = torch.stack(list(terms.values()))
         if not self.schedule.warming_up(t):
-            return losses.sum() if self.log_variance is None else balanced(losses, self.log_variance)
+            given = losses.new_tensor([self.schedule.after_warmup(name) for name in terms])
+            if self.log_variance is None:
+                return (given * losses).sum()
+            return balanced(losses, self.log_variance, given)
         fixed = losses.new_tensor([self.schedule.in_warmup(name, t) for name in terms])
         unused = 0.0 if self.log_variance is None else 0 * self.log_variance.sum()
         return (

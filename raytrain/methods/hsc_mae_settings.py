@@ -19,6 +19,7 @@ class HscMaeSettings(Section):
     dcca_input: Literal["masked", "unmasked"] = Field(
         "masked", description="the pass of the student that DCCA reads; unmasked is a second one"
     )
+    dcca_weight: float = Field(1.0, gt=0, description="of the global level, beside the schedule")
     contrast: Literal["soft top-k", "pair"] | None = Field(
         "soft top-k",
         description="local level: the teacher's neighbours are positives, or the pair alone; off",
@@ -29,6 +30,9 @@ class HscMaeSettings(Section):
     include_pair: bool = Field(True, description="the true pair is a positive beside the neighbours")
     reconstruction: Literal["intra and cross", "intra", "cross"] | None = Field(
         "intra and cross", description="sample level: which views a code is decoded into; off"
+    )
+    reconstruction_weight: float = Field(
+        1.0, ge=0, description="of the sample level after the warm-up; 0: it is the warm-up's alone"
     )
     reconstructed: Literal["all", "masked"] = Field(
         "all", description="the elements of the own view that count; of the other view all do"
@@ -93,6 +97,10 @@ class Schedule:
             "contrast": self.settings.warmup_contrast,
         }
         return fixed[term]
+
+    def after_warmup(self, term: str) -> float:
+        """The given weight of a term after it."""
+        return self.settings.reconstruction_weight if term in ("reconstruction", "cross") else 1.0
 
     def mix(self, t: float) -> tuple[float, float]:
         """The weights of DCCA and of the rest."""

@@ -56,6 +56,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "equal weights": {"weights": "equal"},
     "constant mix": {"mix": "constant"},
     "without warm-up": {"warmup": 0.0},
+    "given weights": {"dcca_weight": 0.3, "reconstruction_weight": 0.7},
+    "given weights alone": {"dcca_weight": 2.0, "reconstruction_weight": 0.0, "weights": "equal"},
     "only dcca": {"contrast": None, "reconstruction": None, "distillation": False},
     "only info-nce": {"dcca": None, "contrast": "pair", "reconstruction": None, "distillation": False},
     "only mae": {"dcca": None, "contrast": None, "distillation": False},
@@ -147,10 +149,16 @@ def forward_by_hand(method: HscMae, view: str, number: int, progress: Progress) 
 
 
 @pytest.mark.parametrize("progress", [EARLY, LATE])
-def test_loss_is_its_equation(progress: Progress) -> None:
-    method = method_of()
-    assert method.log_variance is not None
-    method.log_variance.data = torch.tensor([0.3, -0.4, 0.9, -1.1], dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("ablation", "of_dcca", "of_sample"),
+    [("whole", 1, 1), ("given weights", 0.3, 0.7), ("given weights alone", 2, 0)],
+)
+def test_loss_is_its_equation(ablation: str, of_dcca: float, of_sample: float, progress: Progress) -> None:
+    method = method_of(ablation)
+    s = [0.0] * 4
+    if method.log_variance is not None:
+        s = [0.3, -0.4, 0.9, -1.1]
+        method.log_variance.data = torch.tensor(s, dtype=torch.float64)
     reference = copy.deepcopy(method)
     loss = WorldLoss(method, torch.float32)(batch(), (N,), progress)
     x, codes, z = {}, {}, {}
@@ -189,9 +197,11 @@ def test_loss_is_its_equation(progress: Progress) -> None:
         total = sum(w * expected[name] for w, name in zip(fixed, order, strict=True))
     else:
         c = (1 - math.cos(math.pi * 0.6)) / 2
-        s = [0.3, -0.4, 0.9, -1.1]
-        total = (1 - c) * expected["dcca"]
-        total += c * sum(math.exp(-si) * expected[name] + si for si, name in zip(s, order, strict=True))
+        given = [of_sample, of_sample, 1, 1]
+        total = (1 - c) * of_dcca * expected["dcca"]
+        total += c * sum(
+            w * (math.exp(-si) * expected[name] + si) for w, si, name in zip(given, s, order, strict=True)
+        )
     torch.testing.assert_close(loss.total.item(), total, rtol=1e-10, atol=1e-12)
 
 
@@ -267,12 +277,14 @@ def test_schedule_at_its_ends() -> None:
 
 
 def test_balanced_weights_have_their_minimum_at_the_log_of_the_loss() -> None:
-    losses = torch.tensor([0.5, 2.0, 7.0], dtype=torch.float64)
+    losses, given = torch.tensor([[0.5, 2.0, 7.0], [1.0, 0.2, 3.0]], dtype=torch.float64)
     s = losses.log().requires_grad_()
-    value = balanced(losses, s)
+    value = balanced(losses, s, given)
     value.backward()
     assert s.grad is not None and s.grad.abs().max() < 1e-12
-    assert value.item() == pytest.approx(3 + math.log(0.5) + math.log(2) + math.log(7))
+    assert value.item() == pytest.approx(
+        1 * (1 + math.log(0.5)) + 0.2 * (1 + math.log(2)) + 3 * (1 + math.log(7))
+    )
 
 
 def test_learns_without_labels_what_the_views_share() -> None:
@@ -319,6 +331,8 @@ def test_learns_without_labels_what_the_views_share() -> None:
         ({"dccca": "trace"}, "Did you mean 'dcca'"),
         ({"dcca": "kernel"}, "'trace', 'trace-norm' or 'eckart-young'"),
         ({"mask_ratio": 1.0}, "less than 1"),
+        ({"dcca_weight": 0.0}, "greater than 0"),
+        ({"reconstruction_weight": -0.1}, "greater than or equal to 0"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(values: dict[str, Any], message: str) -> None:
