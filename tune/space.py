@@ -139,11 +139,24 @@ SPACES: Mapping[str, Space] = {
     "psd": {
         **OPTIMISER,
         **TOWERS,
-        "method.margin": MARGIN,
-        "method.temperature": TEMPERATURE,
-        "method.mining": Choice(words("all", "hard")),
+        "method.metric": Choice(
+            words("triplet", "info-nce", "supcon"),
+            then={
+                "triplet": {"method.margin": MARGIN, "method.mining": Choice(words("all", "hard"))},
+                "info-nce": {"method.metric_temperature": TEMPERATURE},
+                "supcon": {"method.metric_temperature": TEMPERATURE},
+            },
+        ),
         "method.label": Choice(words("norm", "cross-entropy")),
-        "method.alignment": Choice(words("similarity", "classes")),
+        "method.alignment": Choice(
+            words("similarity", "classes"),
+            then={
+                "similarity": {"method.temperature": TEMPERATURE},
+                "classes": {"method.temperature": Real(0.02, 2.0, log=True)},
+            },
+        ),
+        "method.pair": Choice(words("aligned", "positive")),
+        "method.class_share": SHARE,
         "method.teacher": Choice(words("ema", "self"), then={"ema": {"method.ema_decay": Real(0.8, 0.999)}}),
         "method.dis": Choice(
             {"decorrelation": "decorrelation", "distance": "distance", "off": None},
@@ -183,13 +196,14 @@ SPACES: Mapping[str, Space] = {
         "method.ramp": Real(0.0, 0.3),
         "method.negatives": Choice(words("leave", "weigh", "stay")),
         "method.t_teach": Real(0.15, 0.7),
+        "method.teacher_hidden": Choice({"as the student": None, "512": (512,), "1024": (1024,)}),
         "method.label_error": Choice(words("bce", "l2")),
         "method.annotated": Real(0.1, 1.0),
         "method.alignment": Real(0.01, 3.0, log=True),
         "method.alignment_temperature": Real(0.5, 4.0, log=True),
         "method.teacher_average": Real(0.9, 0.999),
         "method.top_k": Whole(1, 8, log=True),
-        "method.search.penalty": Real(0.3, 3.0, log=True),
+        "method.search.penalty": Real(0.25, 2.0, log=True),
     },
     "dscmr": {
         **OPTIMISER,
@@ -221,6 +235,7 @@ TEACHER_KEYS: Mapping[str, tuple[str, ...]] = {
     "ili": (
         "model.hidden",
         "model.embedding",
+        "method.teacher_hidden",
         "method.t_teach",
         "method.label_error",
         "method.annotated",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,7 +22,10 @@ class Extent(NamedTuple):
     """How far the alignment of each query spreads over the keys."""
 
     mass: Float[Tensor, " b"]
-    """sum_j w_ij = 1 / max_j P_ij: the number of keys that a uniform P of the same height would have."""
+    """sum_j w_ij = 1 / max_j P_ij: the number of keys that a uniform P of the same height would have.
+
+    Where pairs are positive it is one key larger at the most.
+    """
     num_negative: Int[Tensor, " b"]
     """Keys with w below one half."""
 
@@ -43,6 +46,8 @@ class Alignment:
     kind: Kind
     temperature: float | None
     """tau, of 'similarity' alone."""
+    pair: Int[Tensor, " b"] | None = None
+    """The key of each query's own clip, whose w is 1 whatever the teacher says; None: the teacher alone says w."""
 
     def __post_init__(self) -> None:
         assert (self.temperature is not None) == (self.kind == "similarity")
@@ -51,17 +56,19 @@ class Alignment:
     def __len__(self) -> int:
         return self.query.shape[0]
 
-    def of(self, index: Int[Tensor, " k"]) -> Alignment:
+    def of(self, index: Int[Tensor, " k"] | slice) -> Alignment:
         """Of these queries alone."""
-        return Alignment(self.query[index], self.keys, self.kind, self.temperature)
+        return replace(self, query=self.query[index], pair=None if self.pair is None else self.pair[index])
 
     def weights(self, start: int, stop: int) -> Float[Tensor, "k n"]:
         """w of the queries start..stop-1."""
         score = self.query[start:stop] @ self.keys.T  # [k n]
         most = score.amax(dim=1, keepdim=True)
         if self.temperature is not None:
-            return score.sub_(most).div_(self.temperature).exp_()
-        return score.div_(torch.where(most > 0, most, 1))
+            w = score.sub_(most).div_(self.temperature).exp_()
+        else:
+            w = score.div_(torch.where(most > 0, most, 1))
+        return w if self.pair is None else w.scatter_(1, self.pair[start:stop, None], 1.0)
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Ranges of queries whose [k n] block is small."""
@@ -78,6 +85,9 @@ class Alignment:
 
 
 def confident(extent: Extent, num_keys: int, *, gate: float | None) -> Bool[Tensor, " b"]:
-    """True where  max_j P_ij >= gate / n.  A row that is aligned with nothing never is; None keeps all others."""
+    """True where  1 / sum_j w_ij >= gate / n,  which is max_j P_ij unless pairs are certain.
+
+    A row that is aligned with nothing never is; None keeps all others.
+    """
     aligned = extent.mass > 0
     return aligned if gate is None else aligned & (extent.mass * gate <= num_keys)

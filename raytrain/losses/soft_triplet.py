@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from raytrain.losses import distances
 from raytrain.losses.alignment import MORE_THAN_NOT, Alignment, Extent
+from raytrain.losses.soft_rows import SoftBlock, SoftRows, soft_rows
 
 SoftMining = Literal["all", "hard"]
-
-
-class SoftTriplets(NamedTuple):
-    """The loss of the world is  sum value / sum `soft_weight`  over the counted queries of all ranks."""
-
-    value: Float[Tensor, " b"]
-    active: Float[Tensor, " b"]
-    """The part of the row's weight that lies on violated triplets; no gradient."""
-
-
-class SoftBlock(NamedTuple):
-    """What a kernel makes of k queries."""
-
-    value: Float[Tensor, " k"]
-    slope: Float[Tensor, "k n"]
-    """d value_i / d distance_ij."""
-    active: Float[Tensor, " k"]
-
-
-Kernel = Callable[[Tensor, Tensor], SoftBlock]
-"""From distances [k n] and w [k n]."""
 
 
 def soft_triplet(
@@ -47,7 +24,7 @@ def soft_triplet(
     *,
     margin: float,
     mining: SoftMining,
-) -> SoftTriplets:
+) -> SoftRows:
     r"""Soft triplet loss with w_ij of the alignment in place of labels; d(x, y) = 1 - cos(x, y).
 
         all    value_i = sum_{j,k} w_ij (1 - w_ik) [m + d(q_i, k_j) - d(q_i, k_k)]_+        j = k included: it adds
@@ -60,20 +37,12 @@ def soft_triplet(
     available.  Where each w is 0 or 1 it is the triplet loss over all triplets, and the batch-hard one, of the keys
     with w = 1 as positives.
 
-    Rows that are not `counted` are at 0.  O(n log n) per query: sum_k (1 - w_k) [c - d_k]_+ is a prefix sum over the
-    sorted d.  Memory is that of some queries at a time; the blocks are made again in the backward pass.
+    The loss of the world is  sum value / sum `soft_weight`  over the counted queries of all ranks; `active` is the part
+    of the row's weight that lies on violated triplets.  Rows that are not `counted` are at 0.  O(n log n) per query:
+    sum_k (1 - w_k) [c - d_k]_+ is a prefix sum over the sorted d.
     """
-    assert len(alignment) == len(query) and len(alignment.keys) == len(keys)
-    kernel: Kernel = partial(_all if mining == "all" else _hard, margin=margin)
-    with torch.autocast(query.device.type, enabled=False):
-        query, keys = distances.unit(query), distances.unit(keys)
-        if query.device.type != "cpu":  # the number of counted rows is known to the device alone
-            value, active = _SoftTriplet.apply(query, keys, alignment, kernel)
-            return SoftTriplets(torch.where(counted, value, 0), torch.where(counted, active, 0))
-        (index,) = counted.nonzero(as_tuple=True)
-        value, active = _SoftTriplet.apply(query[index], keys, alignment.of(index), kernel)
-        zero = torch.zeros(len(query), dtype=query.dtype)
-        return SoftTriplets(zero.index_put((index,), value), zero.index_put((index,), active))
+    kernel = partial(_all if mining == "all" else _hard, margin=margin)
+    return soft_rows(query, keys, alignment, counted, kernel, gradient_above=None)
 
 
 def soft_weight(extent: Extent, num_keys: int, *, mining: SoftMining) -> Float[Tensor, " b"]:
@@ -81,41 +50,6 @@ def soft_weight(extent: Extent, num_keys: int, *, mining: SoftMining) -> Float[T
     if mining == "hard":
         return (extent.num_negative > 0).to(extent.mass.dtype)
     return extent.mass * (num_keys - extent.mass).clamp(min=0)
-
-
-class _SoftTriplet(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, keys: Tensor, alignment: Alignment, kernel: Kernel
-    ) -> tuple[Tensor, Tensor]:
-        value = query.new_empty(len(query))
-        active, slope_query = torch.empty_like(value), torch.empty_like(query)
-        whole: Tensor | None = None
-        for start, stop in alignment.chunks():
-            here = slice(start, stop)
-            block = kernel(1 - query[here] @ keys.T, alignment.weights(start, stop))
-            value[here], active[here] = block.value, block.active
-            slope_query[here] = -(block.slope @ keys)
-            whole = block.slope if stop - start == len(query) else None
-        # where one block holds all queries, keeping it is cheaper than making it again
-        ctx.save_for_backward(query, keys, slope_query, whole)
-        ctx.alignment, ctx.kernel = alignment, kernel
-        ctx.mark_non_differentiable(active)
-        return value, active
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        query, keys, slope_query, whole = ctx.saved_tensors
-        weight = upstream[0][:, None]  # [b 1]
-        slope_keys = torch.zeros_like(keys) if ctx.needs_input_grad[1] else None
-        if slope_keys is not None:
-            for start, stop in ctx.alignment.chunks():
-                here, slope = slice(start, stop), whole
-                if slope is None:
-                    slope = ctx.kernel(1 - query[here] @ keys.T, ctx.alignment.weights(start, stop)).slope
-                slope_keys.addmm_(slope.T, weight[here] * query[here], alpha=-1)
-        return weight * slope_query, slope_keys, None, None
 
 
 def _all(distance: Float[Tensor, "k n"], w: Float[Tensor, "k n"], *, margin: float) -> SoftBlock:

@@ -15,6 +15,7 @@ Departs from the paper:
 - The towers are those of [model], of which the views share the head, not the last layers.
 - Rows without annotation have no part in l_lab and l_common; their own pair has one in l_distance.
 - A clip is not its own pair within a view.
+- With class_share above 0 the similarity that is evaluated holds class probabilities too (models.class_space).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from raytrain.losses.masks import Known, Marks, Relation
 from raytrain.losses.reduction import active_share, world_mean
 from raytrain.losses.triplet import triplet
 from raytrain.methods.base import Method
+from raytrain.models.class_space import beside_classes
 from raytrain.models.towers import Towers, ViewInput
 from raytrain.types import Loss, Progress, Rows, mean_over_world
 
@@ -49,6 +51,9 @@ class DscmrSettings(Section):
     margin: float | None = Field(None, ge=0, description="of triplet (0.2); off elsewhere")
     mining: Literal["all", "semi-hard", "hard"] | None = Field(
         None, description="of triplet (all); off elsewhere"
+    )
+    class_share: float = Field(
+        0.0, ge=0, le=1, description="share of the class probabilities in the similarity that is evaluated"
     )
 
     @model_validator(mode="before")
@@ -110,6 +115,12 @@ class Dscmr(Method):
         assert self.settings.alpha is not None, "it has a default"
         total = terms["label"] + self.settings.alpha * weighed + self.settings.beta * terms["distance"]
         return Loss(total, terms, active)
+
+    def embed(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b d"]]:
+        """Unit-norm embeddings by view, with the class probabilities beside them where class_share is above 0."""
+        embeddings, logits = self.towers(views)
+        share = self.settings.class_share
+        return {view: beside_classes(z, logits[view], share=share) for view, z in embeddings.items()}
 
     def _label(self, here: Rows, world: Rows, by: Known) -> Float[Tensor, ""]:
         """The sum of both views' mean over the annotated rows."""

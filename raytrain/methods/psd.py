@@ -21,6 +21,7 @@ above is a reconstruction, and each choice in it is a setting.  Beyond them:
   label that is there is hidden only to reach the share r, which missing ones count towards.  hard and soft are weighed
   by round(r n) / n either way, so that soft alignments of an untrained teacher weigh nothing.
 - A row of U whose largest P is below gate / n is left out of soft: its teacher knows nothing of it yet.
+- pair = "positive": w of a clip's own pair is 1, whatever the teacher says of it.
 - r stays at 0.2 or above, or a teacher that learns from its own pupil confirms itself; a separate teacher, which learns
   from annotation alone, may go lower.
 - mining = "hard": of each row of A the farthest positive and the nearest negative (batch-hard); of each row of U the
@@ -29,115 +30,43 @@ above is a reconstruction, and each choice in it is a setting.  Beyond them:
   cross-entropy takes all events of a clip alike.  A teacher's class probabilities are softmax(u / tau) either way.
 - The teacher 'self' is the student of this very step, dropout included.  'separate' is a second pair of towers with
   l_lab and hard on A as its loss, added to L; the gradient's norm is clipped over both.
+- metric = "info-nce" or "supcon" puts that softmax loss in place of both triplets, by labels in the hard part and by w
+  in the soft one, where each query counts once (losses.soft_softmax).
+- class_share = s: (1 - s) cos(z, z') + s cos(q, q') is evaluated, q the student's class probabilities; never trained.
 - train.evaluate decides what is evaluated, as for every method: the student, or its average.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from raytrain.config import Model, Section
+from raytrain.config import Model
 from raytrain.data.reading import Annotation
 from raytrain.losses.alignment import Alignment, confident
 from raytrain.losses.decorrelation import decorrelation
-from raytrain.losses.label import LabelLoss, is_annotated, label_loss, targets
+from raytrain.losses.label import is_annotated, label_loss, targets
 from raytrain.losses.masks import Known, Marks, Relation
-from raytrain.losses.reduction import active_share, world_mean
-from raytrain.losses.soft_triplet import SoftMining, soft_triplet, soft_weight
+from raytrain.losses.reduction import PerRow, active_share, world_mean
+from raytrain.losses.soft_rows import SoftRows
+from raytrain.losses.soft_softmax import GRADIENT_ABOVE, soft_softmax, soft_softmax_weight
+from raytrain.losses.soft_triplet import soft_triplet, soft_weight
+from raytrain.losses.softmax import info_nce, supervised_contrastive
 from raytrain.losses.triplet import triplet
 from raytrain.methods.base import Method
+from raytrain.methods.psd_settings import PsdSettings, annotated_share
 from raytrain.models.autoencoder import move_towards
+from raytrain.models.class_space import beside_classes
 from raytrain.models.towers import Towers, ViewInput
 from raytrain.types import UNANNOTATED, Batch, Loss, Progress, Rows, mean_over_world
-
-SELF_CONFIRMATION = 0.2
-"""Least share of annotated rows for a teacher that learns from its own pupil."""
-
-
-class PsdSettings(Section):
-    teacher: Literal["ema", "self", "separate"] = Field(
-        "ema", description="who aligns: the student's average, the student, or a network of its own"
-    )
-    ema_decay: float | None = Field(
-        None, ge=0, lt=1, description="of teacher 'ema', after every step (0.95); off elsewhere"
-    )
-    alignment: Literal["similarity", "classes"] = Field(
-        "similarity", description="P from the teacher's embeddings, or from its class probabilities"
-    )
-    temperature: float = Field(0.1, gt=0, description="tau of P: of cosines, or of class logits")
-    gate: float | None = Field(
-        2.0, ge=1, description="rows with max P below gate / n are left out of soft; off: none are"
-    )
-    mining: SoftMining = Field("all", description="all triplets, or the hardest of each row, hard and soft")
-    margin: float = Field(0.2, ge=0)
-    label: LabelLoss = Field("norm", description="l_lab")
-    dis: Literal["decorrelation", "distance"] | None = Field(
-        "decorrelation", description="l_dis: between columns of the views, or ||z_a - z_v||_2 of a clip; off"
-    )
-    lambda_dis: float | None = Field(None, ge=0, description="weight of l_dis (0.1); off where dis is off")
-    r_schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
-    r_0: float = Field(1.0, gt=0, le=1, description="share of annotated rows at the start")
-    r_end: float | None = Field(None, gt=0, le=1, description="and at the end (0.3); off for 'constant'")
-    r_levels: int | None = Field(None, ge=2, description="levels of schedule 'step' (2); off elsewhere")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_what_is_used(cls, values: dict[str, Any]) -> dict[str, Any]:
-        used = {
-            "ema_decay": values.get("teacher", "ema") == "ema",
-            "lambda_dis": values.get("dis", "decorrelation") is not None,
-            "r_end": values.get("r_schedule", "cosine") != "constant",
-            "r_levels": values.get("r_schedule") == "step",
-        }
-        defaults = {"ema_decay": 0.95, "lambda_dis": 0.1, "r_end": 0.3, "r_levels": 2}
-        for key, is_used in used.items():
-            if is_used and values.get(key) is None:
-                values = {**values, key: defaults[key]}
-        return values
-
-    @model_validator(mode="after")
-    def _consistent(self) -> PsdSettings:
-        if self.ema_decay is not None and self.teacher != "ema":
-            raise ValueError(f"ema_decay is set, but teacher is {self.teacher!r}; remove it")
-        if self.lambda_dis is not None and self.dis is None:
-            raise ValueError("lambda_dis is set, but dis is off; remove it")
-        if self.r_end is not None and self.r_schedule == "constant":
-            raise ValueError("r_end is set, but r_schedule is 'constant' and stays at r_0; remove it")
-        if self.r_levels is not None and self.r_schedule != "step":
-            raise ValueError(f"r_levels is set, but r_schedule is {self.r_schedule!r}; remove it")
-        least = self.r_0 if self.r_end is None else self.r_end
-        if least > self.r_0:
-            raise ValueError(
-                f"r_end is {self.r_end}, above r_0 = {self.r_0}; the share of annotated rows shrinks"
-            )
-        if least < SELF_CONFIRMATION and self.teacher != "separate":
-            raise ValueError(
-                f"the share of annotated rows ends at {least}, and a teacher {self.teacher!r} would confirm itself; "
-                f"it is at least {SELF_CONFIRMATION}, or set teacher = 'separate'"
-            )
-        return self
-
-
-def annotated_share(settings: PsdSettings, t: float) -> float:
-    """r at progress t.  'step' stands at `r_levels` equally distant levels for equally long, r_0 first, r_end last."""
-    if settings.r_end is None:
-        return settings.r_0
-    if settings.r_schedule == "step":
-        assert settings.r_levels is not None, "it has a default"
-        done = min(math.floor(t * settings.r_levels), settings.r_levels - 1) / (settings.r_levels - 1)
-    else:
-        done = t if settings.r_schedule == "linear" else (1 - math.cos(math.pi * t)) / 2
-    return settings.r_0 + (settings.r_end - settings.r_0) * done
 
 
 @dataclass(frozen=True)
@@ -266,14 +195,7 @@ class Psd(Method):
         relation = Relation.between(here, world, views="cross", by=known_of(here))
         values, active = {}, []
         for query, key in (self.views, self.views[::-1]):
-            rows = triplet(
-                here.embeddings[query],
-                world.embeddings[key],
-                relation,
-                margin=self.settings.margin,
-                mining=self.settings.mining,
-                distance="cosine",
-            )
+            rows = self._metric[0](here.embeddings[query], world.embeddings[key], relation)
             values[f"{query}_to_{key}"] = world_mean(rows, relation)
             active.append(active_share(rows, relation))
         return values, torch.stack(active).mean()
@@ -283,36 +205,45 @@ class Psd(Method):
     ) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, ""]]:
         """Both directions, and their mean active share."""
         n, own = len(world), slice(here.first, here.first + len(here))
-        mining = self.settings.mining
+        _, by_degree, weight_of = self._metric
         values, active = {}, []
         for query, key in (self.views, self.views[::-1]):
             of_world = self._alignment(world, query, key)
             extent = of_world.extent()
             counted = ~drawn.annotated & confident(extent, n, gate=self.settings.gate)
-            weight = torch.where(counted, soft_weight(extent, n, mining=mining), 0).sum()
+            weight = torch.where(counted, weight_of(extent, n), 0).sum()
             of_mean = world.num_ranks / torch.where(weight > 0, weight, 1)
-            rows = soft_triplet(
-                here.embeddings[query],
-                world.embeddings[key],
-                replace(of_world, query=of_world.query[own]),
-                counted[own],
-                margin=self.settings.margin,
-                mining=mining,
-            )
+            rows = by_degree(here.embeddings[query], world.embeddings[key], of_world.of(own), counted[own])
             values[f"{query}_to_{key}"] = rows.value.sum() * of_mean
             active.append(rows.active.sum() * of_mean)
         return values, torch.stack(active).mean()
 
+    @property
+    def _metric(self) -> tuple[Callable[..., PerRow], Callable[..., SoftRows], Callable[..., Tensor]]:
+        """By labels, by degree, and what a query weighs in the latter's mean."""
+        of = self.settings
+        if of.metric == "triplet":
+            assert of.margin is not None and of.mining is not None, "they have defaults"
+            return (
+                partial(triplet, margin=of.margin, mining=of.mining, distance="cosine"),
+                partial(soft_triplet, margin=of.margin, mining=of.mining),
+                partial(soft_weight, mining=of.mining),
+            )
+        labelled = info_nce if of.metric == "info-nce" else supervised_contrastive
+        hyper: dict[str, Any] = {"temperature": of.metric_temperature, "gradient_above": GRADIENT_ABOVE}
+        by_degree = partial(soft_softmax, kind=of.metric, **hyper)
+        return partial(labelled, **hyper), by_degree, partial(soft_softmax_weight, kind=of.metric)
+
     @torch.no_grad()
     def _alignment(self, world: Rows, query: str, key: str) -> Alignment:
         """P of every row of the world, as the teacher has it."""
-        taught, tau = self._taught(world), self.settings.temperature
-        if self.settings.alignment == "similarity":
-            return Alignment(
-                taught.embeddings[query].detach(), taught.embeddings[key].detach(), "similarity", tau
-            )
-        probabilities = {view: (taught.logits[view].detach() / tau).softmax(dim=1) for view in (query, key)}
-        return Alignment(probabilities[query], probabilities[key], "classes", None)
+        taught, of = self._taught(world), self.settings
+        pair = torch.arange(len(world), device=world.row.device) if of.pair == "positive" else None
+        if of.alignment == "similarity":
+            z = {view: taught.embeddings[view].detach() for view in (query, key)}
+            return Alignment(z[query], z[key], "similarity", of.temperature, pair)
+        q = {view: (taught.logits[view].detach() / of.temperature).softmax(dim=1) for view in (query, key)}
+        return Alignment(q[query], q[key], "classes", None, pair)
 
     def _dis(self, here: Rows, world: Rows) -> Float[Tensor, ""]:
         if self.settings.dis == "decorrelation":
@@ -325,6 +256,12 @@ class Psd(Method):
         if self.settings.ema_decay is not None:
             assert self.teacher is not None
             move_towards(self.teacher, self.towers, decay=self.settings.ema_decay)
+
+    def embed(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b d"]]:
+        """Unit-norm embeddings by view, with the class probabilities beside them where class_share is above 0."""
+        embeddings, logits = self.towers(views)
+        share = self.settings.class_share
+        return {view: beside_classes(z, logits[view], share=share) for view, z in embeddings.items()}
 
     @torch.no_grad()
     def soft_labels(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b c"]]:

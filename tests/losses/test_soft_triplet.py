@@ -201,6 +201,19 @@ def test_no_tensor_is_as_large_as_all_pairs(mining: Any, monkeypatch: Any) -> No
     assert counted.any() and keys.grad is not None and keys.grad.any()
 
 
+@pytest.mark.parametrize("kind", ALIGNMENTS)
+def test_the_pair_of_a_clip_may_be_certain(kind: str) -> None:
+    plain, pair = ALIGNMENTS[kind], torch.tensor([3, 0, 8, 1, 2])
+    made = replace(plain, pair=pair)
+    w, before = made.weights(1, 4), plain.weights(1, 4)
+    for i in range(3):
+        for j in range(N):
+            assert w[i, j] == (1 if j == pair[1 + i] else before[i, j])
+    torch.testing.assert_close(made.extent().mass, made.weights(0, B).sum(dim=1))
+    torch.testing.assert_close(made.of(pair[:2]).weights(0, 2), made.weights(0, B)[[3, 0]])
+    torch.testing.assert_close(made.of(slice(2, 4)).weights(0, 2), made.weights(2, 4))
+
+
 def test_an_alignment_is_of_some_queries() -> None:
     made = ALIGNMENTS["similarity"]
     index = torch.tensor([3, 1])

@@ -48,6 +48,11 @@ CASES = {
     "psd self hard": ("psd", {"teacher": "self", "mining": "hard", "margin": 0.6, "dis": "distance"}),
     "psd separate": ("psd", {"teacher": "separate", "r_schedule": "linear", "r_end": 0.1}),
     "psd classes": ("psd", {"alignment": "classes", "label": "cross-entropy", "r_schedule": "step"}),
+    "psd info-nce": (
+        "psd",
+        {"metric": "info-nce", "alignment": "classes", "label": "cross-entropy", "class_share": 0.5},
+    ),
+    "psd supcon": ("psd", {"metric": "supcon", "teacher": "separate", "gate": None, "pair": "positive"}),
     "dscmr likelihood": ("dscmr", {"common": "likelihood"}),
     "ili linked": ("ili", {"threshold": 0.35}),
     "ili linked all pairs": (

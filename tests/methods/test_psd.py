@@ -18,11 +18,13 @@ from raytrain.cluster.training import make_optimizer
 from raytrain.collectives import num_ranks
 from raytrain.config import Config, Model, Optim, build, validate
 from raytrain.methods import resolve
-from raytrain.methods.psd import Psd, PsdSettings, annotated_share, draw
+from raytrain.methods.psd import Psd, draw
+from raytrain.methods.psd_settings import PsdSettings, annotated_share
 from raytrain.models.towers import ViewInput
 from raytrain.types import UNANNOTATED, Batch, Progress, Rows
 from tests.datasets import small_dataset
 from tests.losses import soft_oracle as oracle
+from tests.losses.soft_softmax_oracle import soft_info_nce, soft_supcon
 from tests.worlds import run_world
 
 N, CLASSES = 14, 3
@@ -46,6 +48,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "teacher": "separate", "alignment": "classes", "mining": "hard", "margin": 0.7, "gate": None
     },
     "ema classes": {"alignment": "classes", "dis": None, "temperature": 0.3, "gate": 1.1},
+    "info-nce": {"metric": "info-nce", "metric_temperature": 0.4, "gate": None},
+    "info-nce pairs": {
+        "metric": "info-nce", "pair": "positive", "alignment": "classes", "temperature": 0.5, "gate": None
+    },
+    "hard pairs": {"mining": "hard", "margin": 0.7, "gate": None, "pair": "positive"},
+    "supcon separate": {
+        "metric": "supcon", "teacher": "separate", "alignment": "classes", "temperature": 0.2, "gate": None
+    },
 }  # fmt: skip
 
 
@@ -140,6 +150,10 @@ def expected_loss(method: Psd, rows: Rows, progress: Progress) -> tuple[dict[str
     logits = {v: x.tolist() for v, x in rows.logits.items()}
     classes = {v: logits[v] if own else rows.extras[f"classes {v}"].tolist() for v in z}
 
+    def by_degree(query: list[float], keys: list[list[float]], w: list[float]) -> float:
+        of = soft_info_nce if settings.metric == "info-nce" else soft_supcon
+        return of(query, keys, w, settings.metric_temperature)
+
     def label(of: dict[str, list[list[float]]]) -> float:
         total = 0.0
         for i in annotated:
@@ -153,6 +167,13 @@ def expected_loss(method: Psd, rows: Rows, progress: Progress) -> tuple[dict[str
 
     def hard(of: dict[str, list[list[float]]], query: str, key: str) -> float:
         total, count = 0.0, 0
+        if settings.metric != "triplet":
+            keys = [of[key][j] for j in annotated]
+            values = [
+                by_degree(of[query][i], keys, [float(labels[i] == labels[j]) for j in annotated])
+                for i in annotated
+            ]
+            return sum(values) / len(values)
         for i in annotated:
             d = [oracle.distance(of[query][i], x) for x in of[key]]
             hinges = [
@@ -182,10 +203,15 @@ def expected_loss(method: Psd, rows: Rows, progress: Progress) -> tuple[dict[str
             asks, keys, kind, tau = taught[query], taught[key], "similarity", settings.temperature
         for i in others:
             p = oracle.probabilities(asks[i], keys, kind, tau)
-            if settings.gate is not None and max(p) < settings.gate / n:
-                continue
             w = [x / max(p) for x in p]
+            if settings.pair == "positive":
+                w[i] = 1.0
+            if settings.gate is not None and 1 / sum(w) < settings.gate / n:  # without pairs, max P
+                continue
             of = oracle.soft_triplets if settings.mining == "all" else oracle.hardest_soft_triplet
+            if settings.metric != "triplet":
+                total, weight = total + by_degree(z[query][i], z[key], w), weight + 1
+                continue
             value, of_weight, _ = of(z[query][i], z[key], w, settings.margin)
             total, weight = total + value, weight + of_weight
         return total / weight
@@ -430,6 +456,18 @@ def test_soft_labels_are_the_teachers_logits_without_dropout(variant: str) -> No
     assert modes == [m.training for m in method.modules()]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_what_is_evaluated_holds_its_share_of_classes(share: float) -> None:
+    method = method_of(class_share=share).eval()
+    found = method.embed(VIEWS)
+    z, u = method.towers(VIEWS)
+    of_classes = [nn.functional.normalize(u[view].softmax(dim=1), dim=1) for view in VIEWS]
+    expected = (1 - share) * z["audio"] @ z["visual"].T + share * of_classes[0] @ of_classes[1].T
+    torch.testing.assert_close(found["audio"] @ found["visual"].T, expected)
+    for x in found.values():
+        torch.testing.assert_close(x.norm(dim=1), torch.ones(N, dtype=torch.float64))
+
+
 def test_a_teacher_travels() -> None:
     for variant in ("default", "separate"):
         source, target = method_of(variant), method_of(variant)
@@ -462,6 +500,10 @@ def test_a_teacher_travels() -> None:
         ({"r_levels": 3}, "r_levels is set"),
         ({"teacher": "self", "ema_decay": 0.9}, "ema_decay is set"),
         ({"dis": None, "lambda_dis": 1.0}, "lambda_dis is set"),
+        ({"metric": "info-nce", "margin": 0.2}, "margin and mining are those of triplets"),
+        ({"metric": "supcon", "mining": "hard"}, "margin and mining are those of triplets"),
+        ({"metric_temperature": 0.1}, "metric_temperature is set"),
+        ({"class_share": 1.5}, "class_share"),
         ({"gate": 0.5}, "gate"),
         ({"temperature": 0.0}, "temperature"),
         ({"r_schedule": "cosin"}, "r_schedule"),
