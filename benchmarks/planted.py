@@ -40,10 +40,22 @@ WORLDS: dict[str, dict[str, Any]] = {
 SIZES = {"audio_size": 128, "visual_size": 256}
 
 ILI = ("method.name=ili", "method.loss=info-nce")
+PSD = (
+    "method.name=psd",
+    "method.metric=info-nce",
+    "method.metric_temperature=0.05",
+    "method.label=cross-entropy",
+    "method.alignment=classes",
+    "method.temperature=1",
+    "method.dis=off",
+)
 METHODS: dict[str, tuple[str, ...]] = {
     "info-nce": ("method.name=metric", "method.loss=info-nce"),
+    "info-nce, tau .05": ("method.name=metric", "method.loss=info-nce", "method.info_nce.temperature=0.05"),
     "triplet": ("method.name=metric", "method.loss=triplet"),
     "psd": ("method.name=psd",),
+    "psd, info-nce": PSD,
+    "psd, info-nce, r = 1": (*PSD, "method.r_schedule=constant"),
     "ili": ILI,
     "ili, permuted graph": (*ILI, "method.graph=permuted"),
     "ili, lift": (*ILI, "method.graph=lift"),
@@ -186,7 +198,7 @@ def summary(
     for world in [*worlds, "all worlds"]:
         names = worlds if world == "all worlds" else [world]
         maps = {m: np.concatenate([of(w, m, "map") for w in names]) for m in methods}
-        plain = [m for m in ("info-nce", "triplet") if m in methods]
+        plain = [m for m in ("info-nce", "info-nce, tau .05", "triplet") if m in methods]
         ranked = sorted(plain, key=lambda m, maps=maps: float(maps[m].mean()))  # type: ignore[misc]
         best = ranked[-1] if ranked else None
         for method in methods:
