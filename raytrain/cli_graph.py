@@ -10,16 +10,26 @@ import click
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from raytrain.graph.dependency import Sign
     from raytrain.graph.moments import MomentAccumulator
 
 
 @click.command(short_help="draw the class dependencies of a run or file")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder; default: beside SOURCE.")
-@click.option("--penalty", default=1.0, show_default=True, help="lambda of the BIC; 0.5 is the standard BIC.")
-@click.option("--lift", default=4.0, show_default=True, help="z above which a class may cause a column.")
-@click.option("--bootstraps", default=100, show_default=True, help="Random halves of the clips.")
-@click.option("--frequency", default=0.75, show_default=True, help="Edges as frequent as this are stable.")
+@click.option(
+    "--penalty", type=float, help="lambda of the BIC; 0.5 is the standard BIC. [default: the run's, 1]"
+)
+@click.option("--lift", type=float, help="z above which a class may cause a column. [default: the run's, 4]")
+@click.option("--bootstraps", type=int, help="Random halves of the clips. [default: the run's, 100]")
+@click.option(
+    "--frequency", type=float, help="Edges as frequent as this are stable. [default: the run's, .75]"
+)
+@click.option(
+    "--sign",
+    type=click.Choice(["any", "positive"]),
+    help="Whether edges with a negative partial effect count. [default: the run's, any]",
+)
 @click.option("--top", default=20, show_default=True, help="Rows of the table to print.")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
@@ -30,10 +40,11 @@ if TYPE_CHECKING:
 def graph(
     source: Path,
     out: Path | None,
-    penalty: float,
-    lift: float,
-    bootstraps: int,
-    frequency: float,
+    penalty: float | None,
+    lift: float | None,
+    bootstraps: int | None,
+    frequency: float | None,
+    sign: Sign | None,
     top: int,
     seed: int,
     tensorboard: bool | None,
@@ -52,9 +63,15 @@ def graph(
     from raytrain.graph.draw import dependency_figure, edge_table
 
     moments, classes = _read(source)
-    found = class_dependency(
-        moments, penalty=penalty, lift_threshold=lift, bootstraps=bootstraps, frequency=frequency, seed=seed
-    )
+    asked = {
+        "penalty": penalty,
+        "lift_threshold": lift,
+        "bootstraps": bootstraps,
+        "frequency": frequency,
+        "sign": sign,
+    }
+    settings = _settings(source) | {name: value for name, value in asked.items() if value is not None}
+    found = class_dependency(moments, seed=seed, **settings)
     folder = out or (source if source.is_dir() else source.parent)
     folder.mkdir(parents=True, exist_ok=True)
     figure = dependency_figure(found, classes)
@@ -68,8 +85,8 @@ def graph(
     rows = edge_table(found, classes)
     summary = {
         "verdict": found.verdict, "false_bound": found.false_bound, "permuted_edges": found.permuted_edges,
-        "frobenius": found.frobenius, "num_samples": found.num_samples, "penalty": penalty, "complete": found.complete,
-        "edges": rows,
+        "frobenius": found.frobenius, "num_samples": found.num_samples, "complete": found.complete,
+        "settings": settings, "edges": rows,
         "audio_to_visual": found.audio_to_visual.tolist(), "visual_to_audio": found.visual_to_audio.tolist(),
     }  # fmt: skip
     (folder / "dependency.json").write_text(json.dumps(summary, indent=1))
@@ -78,7 +95,8 @@ def graph(
         nl=False,
     )
     click.echo(
-        f"{found.permuted_edges} under permuted labels; n = {found.num_samples:.0f}, lambda = {penalty:g}"
+        f"{found.permuted_edges} under permuted labels; n = {found.num_samples:.0f}; "
+        + ", ".join(f"{name} {value}" for name, value in settings.items())
     )
     for row in rows[:top]:
         click.echo(
@@ -91,6 +109,19 @@ def graph(
     if source.is_dir() if tensorboard is None else tensorboard:
         _to_board(folder / "tensorboard", figure, rows)
         click.echo(f"see it: tensorboard --logdir {folder}")
+
+
+def _settings(source: Path) -> dict[str, Any]:
+    """Those of the search of a run, and what stands in for them elsewhere."""
+    import json
+
+    settings: dict[str, Any] = {
+        "penalty": 1.0, "lift_threshold": 4.0, "bootstraps": 100, "frequency": 0.75, "sign": "any"
+    }  # fmt: skip
+    config = source / "config.json"
+    if config.exists():
+        settings |= json.loads(config.read_text())["method"].get("search", {})
+    return settings
 
 
 def _to_board(folder: Path, figure: Figure, rows: list[dict[str, Any]]) -> None:

@@ -19,6 +19,8 @@ from raytrain.graph.moments import MomentAccumulator, Moments
 from raytrain.graph.search import Dependency, dependency_search
 
 Resample = Literal["bootstrap", "halves"]
+Sign = Literal["any", "positive"]
+"""Which edges count by the sign of their partial effect."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def class_dependency(
     weight_frequency: float | int = 0.5,
     top_k: int = 3,
     weights: Literal["search", "lift"] = "search",
+    sign: Sign = "any",
     seed: int = 0,
     init_order: Int[np.ndarray, " p"] | None = None,
     executor: Executor | None = None,
@@ -115,6 +118,8 @@ def class_dependency(
     each row, rows summing to 1.  `method` "halves" is what the bound of stability selection is stated for.
     With `weights` "lift" A^ is the baseline instead: the lift z in place of freq |effect|, where it exceeds the
     threshold (4 where the mask is off); all else stays that of the search.
+    With `sign` "positive" an edge of a resample counts where its partial effect is: classes that compete for the one
+    annotation of a clip depend on each other too, but do not happen together.
     """
     if bootstraps < 2 or not 0.5 < frequency <= 1:
         raise ValueError(
@@ -126,8 +131,9 @@ def class_dependency(
         init_order=init_order,
     )  # fmt: skip
     draws = resample(accumulator.num_groups, bootstraps, method=method, seed=seed)
-    jobs = [(accumulator, draw, False, penalty, lift_threshold, seed + i) for i, draw in enumerate(draws)]
-    null_jobs = [(accumulator, draw, True, penalty, lift_threshold, seed + i) for i, draw in enumerate(draws)]
+    settings = (penalty, lift_threshold, sign)
+    jobs = [(accumulator, draw, False, *settings, seed + i) for i, draw in enumerate(draws)]
+    null_jobs = [(accumulator, draw, True, *settings, seed + i) for i, draw in enumerate(draws)]
     if executor is None:
         with ThreadPoolExecutor(num_threads) as pool:
             found = list(pool.map(one_resample, jobs + null_jobs))
@@ -171,16 +177,20 @@ def class_dependency(
 
 
 def one_resample(
-    job: tuple[MomentAccumulator, Float[np.ndarray, " g"], bool, float | int, float | int | None, int],
+    job: tuple[MomentAccumulator, Float[np.ndarray, " g"], bool, float | int, float | int | None, Sign, int],
 ) -> tuple[Float[np.ndarray, "v v"], Float[np.ndarray, "v v"], bool]:
     """Directed adjacency (an undirected edge is a half each way) and effects of one resample, labels left out."""
-    accumulator, groups, permuted, penalty, lift_threshold, seed = job
+    accumulator, groups, permuted, penalty, lift_threshold, sign, seed = job
     found = context_search(
         accumulator.moments(groups, permuted=permuted), penalty=penalty, lift_threshold=lift_threshold,
         restarts=1, seed=seed,
     )  # fmt: skip
     c = accumulator.num_classes
-    return halved(found.cpdag)[c:, c:], (found.strengths + found.strengths.T)[c:, c:], found.complete
+    effects = (found.strengths + found.strengths.T)[c:, c:]
+    directed = halved(found.cpdag)[c:, c:]
+    if sign == "positive":
+        directed = directed * (effects > 0)
+    return directed, effects, found.complete
 
 
 def halved(mixed: Bool[np.ndarray, "p p"]) -> Float[np.ndarray, "p p"]:

@@ -21,7 +21,8 @@ Departs from the paper ([code]: the authors' code; the rest is ours where both a
 - An event that happens is annotated with probability r only (`annotated`; 1 is the paper's BCE): otherwise a teacher of
   one annotation in several events learns which event is the loudest, and hidden events count as absent.
 - The graph takes logits cut at +-3 (`logit_bound`), with the annotated class as context (docs/graph.md), from the run's
-  own moments.
+  own moments; edges with a negative partial effect are left out (`search.sign`).
+- The teacher may be larger than the student (`teacher_hidden`).
 - Soft labels come from a moving average of the teacher (`teacher_average`).  With `after_teaching = "frozen"` the
   average stands still and the teacher's own weights, which then have gradients of zero, are read by nobody.
 - "all" pairs of S_ij instead of a sample of them.
@@ -81,7 +82,12 @@ class Ili(Method):
         super().__init__()
         self.settings, self.views = settings, tuple(views)
         self.towers = Towers(views, model, num_classes=None)
-        self.teacher = Towers(views, model, num_classes=num_classes)
+        own = (
+            model
+            if settings.teacher_hidden is None
+            else model.model_copy(update={"hidden": settings.teacher_hidden})
+        )
+        self.teacher = Towers(views, own, num_classes=num_classes)
         self.slow = copy.deepcopy(self.teacher).requires_grad_(False).eval()
         self.proxies: nn.Parameter | None = None
         if settings.loss == "proxy-triplet":
@@ -212,8 +218,8 @@ class Ili(Method):
         ]
         if wrong:
             raise ValueError(
-                f"this teacher does not fit: {', '.join(sorted(wrong)[:3])} differ; train with the [model], views and "
-                "classes of the run that it comes from"
+                f"this teacher does not fit: {', '.join(sorted(wrong)[:3])} differ; train with the [model], "
+                "method.teacher_hidden, views and classes of the run that it comes from"
             )
         weights = {name: value for name, value in state.items() if name != "calibration"}
         self.slow.load_state_dict(weights)

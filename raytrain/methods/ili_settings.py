@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from raytrain.config import Section
+from raytrain.graph.dependency import Sign
 from raytrain.losses.label_agreement import Calibration, LabelError
 from raytrain.losses.triplet import Mining
 
@@ -27,10 +28,13 @@ class Softmax(Section):
 class Search(Section):
     """Keywords of `graph.dependency.class_dependency`."""
 
-    penalty: float = Field(1.0, gt=0)
+    penalty: float = Field(0.5, gt=0, description="lambda of the BIC; 0.5 is the standard one")
     lift_threshold: float | None = Field(
-        2.0,
+        0.0,
         description="a learnt teacher's soft labels are fainter than the 4 of class_dependency wants; off: no mask",
+    )
+    sign: Sign = Field(
+        "positive", description="edges with a negative partial effect are competition, not company"
     )
     bootstraps: int = Field(50, ge=2)
     weight_frequency: float = Field(0.5, gt=0, le=1, description="edges found less often have no weight")
@@ -51,6 +55,9 @@ class IliSettings(Section):
     )
     alignment: float = Field(0.1, ge=0, description="lambda_al")
     alignment_temperature: float = Field(1.0, gt=0, description="T of the softmax in JS")
+    teacher_hidden: tuple[int, ...] | None = Field(
+        None, description="widths of the teacher's hidden layers; off: model.hidden, as the student"
+    )
     teacher_average: float = Field(0.99, ge=0, lt=1, description="decay of the slow teacher; 0: a copy")
     t_teach: float = Field(0.4, gt=0, lt=1, description="share of the run; rounded to an epoch")
     after_teaching: Literal["frozen", "training"] = Field("frozen", description="the teacher, after t_teach")
@@ -68,7 +75,7 @@ class IliSettings(Section):
     top_k: int = Field(3, ge=1, description="edges of a class")
     lag: int = Field(2, ge=0, description="steps from the asking for a graph to its adoption")
     refresh_every: int | None = Field(None, ge=1, description="epochs between two graphs; off: one graph")
-    weight: float = Field(0.3, ge=0, description="lambda")
+    weight: float = Field(0.1, ge=0, description="lambda")
     ramp: float = Field(0.05, ge=0, description="share of the run in which lambda rises")
     threshold: float = Field(0.2, ge=0, lt=1, description="tau")
     pairs: int | Literal["all"] = Field(64, description="sampled pairs of an edge and step")

@@ -55,6 +55,27 @@ def test_planted_dependencies_are_found_with_their_weights(kind):
     np.testing.assert_allclose(found.edge_frequency, found.direction_frequency + found.direction_frequency.T)
 
 
+def test_competition_is_no_dependency_where_only_positive_effects_count():
+    """Of two planted dependencies one is a suppression: sign = "positive" keeps the other alone."""
+    rng = np.random.default_rng(5)
+    n = 6000
+    labels = rng.integers(CLASSES, size=n)
+    audio, visual = (rng.standard_normal((n, CLASSES)) + 2 * np.eye(CLASSES)[labels] for _ in range(2))
+    visual[:, 1] += 0.8 * audio[:, 0]
+    visual[:, 3] -= 0.8 * audio[:, 2]
+    moments = MomentAccumulator(CLASSES)
+    moments.update(audio, visual, labels, np.arange(n))
+    found = {
+        sign: class_dependency(moments, bootstraps=6, lift_threshold=None, sign=sign)
+        for sign in ("any", "positive")
+    }
+    either = {sign: of.audio_to_visual + of.visual_to_audio.T > 0 for sign, of in found.items()}
+    assert np.argwhere(either["any"]).tolist() == [[0, 1], [2, 3]]
+    assert np.argwhere(either["positive"]).tolist() == [[0, 1]]
+    assert found["positive"].stable[2, CLASSES + 3] == 0 < found["any"].edge_frequency[2, CLASSES + 3]
+    assert found["positive"].edge_frequency[2, CLASSES + 3] == 0
+
+
 def test_labels_without_meaning_are_unlinked():
     made, _, _ = world()
     moments = MomentAccumulator(CLASSES)

@@ -299,6 +299,15 @@ def test_a_given_teacher_is_not_trained_and_lir_begins_at_once() -> None:
         method.load_teacher({k: v for k, v in source.teacher_state().items() if k != "calibration"})
 
 
+def test_a_teacher_of_its_own_size_teaches_the_same_student() -> None:
+    large = ili(teacher_hidden=(9, 7))
+    sizes = [p.shape[0] for name, p in large.slow.named_parameters() if "audio" in name and p.dim() == 2]
+    assert {9, 7} <= set(sizes)
+    assert [p.shape for p in large.towers.parameters()] == [p.shape for p in ili().towers.parameters()]
+    with pytest.raises(ValueError, match=r"method\.teacher_hidden, views and classes"):
+        ili().load_teacher(large.teacher_state())
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
