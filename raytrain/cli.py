@@ -24,6 +24,7 @@ VERBS = {
     "compare": "raytrain.cli_evaluate:compare",
     "diagnose": "raytrain.cli_diagnose:diagnose",
     "graph": "raytrain.cli_graph:graph",
+    "interactions": "raytrain.cli_interactions:interactions",
     "index": "raytrain.cli_search:index",
     "search": "raytrain.cli_search:search",
     "demo": "raytrain.cli_train:demo",
