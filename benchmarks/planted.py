@@ -61,7 +61,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "ili, lift": (*ILI, "method.graph=lift"),
     "ili without LIR": (*ILI, "method.graph=none"),
 }
-"""What is trained; settings beyond these come from --set, for ILI alone from --ili."""
+"""What is trained; settings beyond these come from --set, for ILI with a graph from --ili."""
 
 RUN = ("model.hidden=[128]", "model.embedding=64", "train.patience=off", "train.diagnose_every=off",
        "train.ema_decay=off", "train.validate_every=1000", "train.precision=bfloat16")  # fmt: skip
@@ -84,12 +84,13 @@ def world_of(name: str, clips: int, seed: int, labels: Path | None, out: Path) -
 
 
 def overrides_of(method: str, seed: int, common: tuple[str, ...], ili: tuple[str, ...]) -> tuple[str, ...]:
-    own = METHODS[method]
+    name, *settings = method.split("+")
+    own = METHODS[name]
     if own[0] == ILI[0] and "method.graph=none" not in own:  # without a graph the teacher changes nothing
         own = (*own, *ili)
     if "method.graph=permuted" in own:
         own = (*own, f"method.permutation={seed}")
-    return (*RUN, *common, *own)
+    return (*RUN, *common, *own, *settings)
 
 
 def run(data: Path, overrides: tuple[str, ...], seed: int, key: str, out: Path) -> dict[str, Any]:
@@ -260,7 +261,11 @@ def main() -> None:
     )
     parser.add_argument("--labels", type=Path, help="multi-hot label table (.npz)")
     parser.add_argument("--worlds", default=";".join(WORLDS), help="names of worlds, ';' between them")
-    parser.add_argument("--methods", default=";".join(METHODS), help="names of methods, ';' between them")
+    parser.add_argument(
+        "--methods",
+        default=";".join(METHODS),
+        help="names of methods, ';' between them, each perhaps with settings: 'ili+method.t_teach=0.2'",
+    )
     parser.add_argument("--clips", type=int, default=11_849)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=10, help="settings were looked for on seed 1")
@@ -276,7 +281,7 @@ def main() -> None:
     if options.short:
         worlds, options.clips, options.seeds, options.epochs = worlds[:1], 3000, 1, 4
         options.out = options.out / "short"
-    for given, known in ((worlds, WORLDS), (methods, METHODS)):
+    for given, known in ((worlds, WORLDS), ([method.split("+")[0] for method in methods], METHODS)):
         if unknown := [name for name in given if name not in known]:
             raise SystemExit(f"{unknown[0]!r} is unknown; known: {', '.join(known)}")
     options.out.mkdir(parents=True, exist_ok=True)
