@@ -45,7 +45,7 @@ from raytrain.cluster.evaluate import load
 from raytrain.cluster.forked import DONE, World, finish, prepared
 from raytrain.cluster.identity import run_digest
 from raytrain.cluster.preemption import Heard, Preempted
-from raytrain.cluster.run_folder import create
+from raytrain.cluster.run_folder import CONFIG, ENVIRONMENT, create, read_config
 from raytrain.cluster.training import BEST, CHECKPOINTS
 from raytrain.config import Config, build
 from raytrain.data import storage
@@ -346,6 +346,21 @@ def doubled_row(table: Any) -> Any:
     return _with_rows(table, rows)
 
 
+def record_flip(ground: Ground, place: Path, draw: random.Random) -> str:
+    """In what says how the run is trained on: refused, or the same settings (a blank, where the data lie)."""
+    shutil.copytree(ground.whole, place / "run")
+    name = draw.choice([CONFIG, ENVIRONMENT])
+    file = place / "run" / name
+    flip(file, draw.randrange(8 * file.stat().st_size))
+    try:
+        config = read_config(place / "run")
+    except ValueError as error:
+        return REFUSED if name in str(error) else f"{SILENT}: nothing of {name} in: {error}"
+    given = config.data.model_copy(update={"path": ground.config.data.path})
+    settings = config.model_copy(update={"data": given})
+    return RECOVERED if settings == ground.config else f"{SILENT}: other settings"
+
+
 def bundle_flip(which: str) -> Injection:
     def inject(ground: Ground, place: Path, draw: random.Random) -> str:
         if which == "index":
@@ -578,6 +593,7 @@ def kinds() -> dict[str, list[Injection]]:
         "every checkpoint damaged": [every_checkpoint_damaged] * 5,
         "a bit of a shard": [shard_damage(flipped_shard)] * 100,
         "a bit of an index": [bundle_flip("index")] * 50,
+        "a bit of a run's record": [record_flip] * 100,
         "a bit of the best weights": [bundle_flip("best")] * 50,
         "a shard missing": [shard_damage(missing_shard)] * 4,
         "a shard truncated": [shard_damage(truncated_shard)] * 8,

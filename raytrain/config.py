@@ -220,10 +220,9 @@ def load_values(path: Path) -> dict[str, Any]:
     """The nested values of a TOML file, or of the resolved `config.json` of a run."""
     try:
         text = path.read_text()
+        return json.loads(text) if path.suffix == ".json" else _off_is_none(tomllib.loads(text))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; give a TOML file, see `raytrain config show`") from None
-    try:
-        return json.loads(text) if path.suffix == ".json" else _off_is_none(tomllib.loads(text))
     except (ValueError, RecursionError) as error:  # of numbers without end and nesting without end too
         raise ValueError(f"{path}: not valid {path.suffix.lstrip('.').upper()}: {error}") from None
 

@@ -159,8 +159,8 @@ def _teacher(run: Finished) -> tuple[Ili, TrainedTeacher]:
     trained = read_teacher(source, run.config, run.dataset)
     if trained.graph is None:
         raise ValueError(
-            f"{run.folder} made no graph (method.graph = {run.config.method['graph']!r}); name it behind --without, and "
-            "a run with method.graph = 'found' in its place"
+            f"{run.folder} made no graph (method.graph = {run.config.method['graph']!r}); name it behind "
+            "--without, and a run with method.graph = 'found' in its place"
         )
     trained.give(method)
     return method.eval(), trained

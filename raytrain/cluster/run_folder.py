@@ -1,7 +1,7 @@
 """A run as a folder: what lies where, and the record of what made it.
 
 config.json        the resolved configuration
-environment.json   versions, git commit, fingerprint of the data set
+environment.json   versions, git commit, fingerprint of the data set, sha256 of the configuration and of itself
 checkpoints/       the newest states, to resume from
 best/              the weights with the best validation score, to evaluate
 history.jsonl      one line per validation
@@ -16,6 +16,7 @@ lock               held by the process that trains
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -72,8 +73,14 @@ def create(folder: Path, config: Config, dataset: Dataset, *, teacher: str | Non
             f"{folder} {what}; go on with `raytrain train --resume {folder}` or give another --out"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / ENVIRONMENT, json.dumps({**environment(dataset), "teacher": teacher}, indent=1))
-    write_text(folder / CONFIG, config.model_dump_json(indent=1))
+    text = config.model_dump_json(indent=1)
+    record = {
+        **environment(dataset),
+        "teacher": teacher,
+        "config_sha256": _digest_of_config(json.loads(text)),
+    }
+    write_text(folder / ENVIRONMENT, json.dumps({**record, "sha256": _digest(record)}, indent=1))
+    write_text(folder / CONFIG, text)
 
 
 @contextmanager
@@ -91,15 +98,46 @@ def held(folder: Path, *, doing: str) -> Iterator[None]:
 
 
 def read_config(folder: Path) -> Config:
-    """The resolved configuration of a run.  Raises ValueError where there is no run."""
+    """The resolved configuration of a run.
+
+    Raises ValueError where there is no run, and where the configuration is not the one that it was started with: all
+    but `data.path`, for data may move.
+    """
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder}: no run here ({CONFIG} is missing); train one with `raytrain train`")
-    return validate(Config, load_values(folder / CONFIG))
+    values = load_values(folder / CONFIG)
+    if read_record(folder)["config_sha256"] != _digest_of_config(values):
+        raise ValueError(
+            f"{folder / CONFIG} has changed since the run was started; put it back, or start a new run with "
+            f"`raytrain train --config {folder / CONFIG} --out NEW`"
+        )
+    return validate(Config, values)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What made the run: `environment.json`.  Raises ValueError where it is missing or damaged."""
+    path = folder / ENVIRONMENT
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: nothing says what made the run; put it back from a copy")
+    record = load_values(path)
+    if not isinstance(record, dict) or record.pop("sha256", None) != _digest(record):
+        raise ValueError(f"{path} is damaged: its contents do not have its sha256; put it back from a copy")
+    return record
+
+
+def _digest_of_config(values: Any) -> str:
+    if isinstance(values, dict) and isinstance(values.get("data"), dict):
+        values = {**values, "data": {name: value for name, value in values["data"].items() if name != "path"}}
+    return _digest(values)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def check_same_data(folder: Path, dataset: Dataset) -> None:
     """Raises ValueError where the data set is not the one that the run was started on."""
-    recorded = json.loads((folder / ENVIRONMENT).read_text())["dataset"]
+    recorded = read_record(folder)["dataset"]
     if recorded["fingerprint"] != dataset.fingerprint:
         raise ValueError(
             f"{dataset.path} has changed since {folder} was started (fingerprint "
@@ -109,7 +147,7 @@ def check_same_data(folder: Path, dataset: Dataset) -> None:
 
 def check_same_teacher(folder: Path, teacher: str | None) -> None:
     """Raises ValueError where the teacher is not the one that the run was started with."""
-    recorded = json.loads((folder / ENVIRONMENT).read_text()).get("teacher")
+    recorded = read_record(folder)["teacher"]
     if recorded != teacher:
         raise ValueError(
             f"the teacher that {folder} was started with has changed (fingerprint {str(teacher)[:12]}, the run has "
