@@ -1,16 +1,18 @@
 """Compositional distillation and its comparators on a student that has something to learn: top-1 of the student alone.
 
-    python benchmarks/distillation.py --data ucf51_av.h5 [--seeds 5] [--tune]
+    python benchmarks/distillation.py --data ucf51_av.h5 [--seeds 5] [--noise 2 --labels 0.2] [--tune]
     python benchmarks/distillation.py --short
 
 The audio view teaches, the visual view learns.  The student's view is degraded before anything is fitted, train and
 test alike: columns at zero mean and unit deviation (those of the file's train rows), a random projection to
 --dimensions (standard normal entries over the root of the number of columns), plus normal noise of --noise times the
 deviation of the projected columns; both drawn from --corruption-seed.  The teacher's view is as it is in the file.
+--labels is the share of the train labels, of every class, that is left, for student, teacher and composition alike: of
+the other clips they have the two views.
 
 --tune      three weights for each distillation (a third, once and three times its default) with seed 100 on the first
-            fold, by the validation top-1; the best of each is named.  Without it the weights in WEIGHTS, which --tune
-            has chosen, are trained with.
+            fold, by the validation top-1.  Without it the weights in WEIGHTS are trained with, with --labels those in
+            WEIGHTS_OF_FEW_LABELS: --tune has chosen both.
 
 Everything else is `benchmarks/quality.py`: folds by groups of clips, equal epochs, selection on the validation split
 (by the student's top-1), one process per job, results.jsonl under --out, paired sign-flip tests over folds x seeds of
@@ -56,6 +58,13 @@ SCALES = (1 / 3, 1.0, 3.0)
 
 WEIGHTS: dict[str, float] = {**dict.fromkeys(DEFAULTS, SCALES[0]), "compositional": 1.0, "fitnet": 1.0}
 """Multiple of the default weights, chosen by --tune."""
+
+WEIGHTS_OF_FEW_LABELS: dict[str, float] = {
+    **dict.fromkeys(("compositional", "fitnet", "rkd"), SCALES[2]),
+    **dict.fromkeys(("pkt", "crd", "cmc"), SCALES[0]),
+    **dict.fromkeys(("correlation", "information-flow"), SCALES[1]),
+}
+"""The same with --noise 2 --labels 0.2."""
 
 
 def variant(name: str, scale: float) -> str:
@@ -121,6 +130,7 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=32)
     parser.add_argument("--noise", type=float, default=1.0)
     parser.add_argument("--corruption-seed", type=int, default=0)
+    parser.add_argument("--labels", type=float, help="share of the train labels that is left")
     parser.add_argument("--num-folds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tune", action="store_true")
@@ -151,11 +161,14 @@ def main() -> None:
     with h5py.File(degraded) as file:
         how = "group" if "group_train" in file else "own"
     folds = list(quality.folds(degraded, how, options.num_folds, out))
+    if options.labels is not None:
+        folds = list(quality.with_hidden_labels(folds, options.labels, 1, out))
+    weights = WEIGHTS if options.labels is None else WEIGHTS_OF_FEW_LABELS
     result: dict[str, Any] = {"data": name, "settings": overrides}
     if options.tune:
         result["validation_top_1"] = chosen(folds, overrides, out, options.jobs, console)
     else:
-        variants = [variant(name, WEIGHTS[name]) for name in DEFAULTS]
+        variants = [variant(name, weights[name]) for name in DEFAULTS]
         result["results"] = quality.tested(
             folds, [variants[0], BASELINE, *variants[1:]], seeds=range(options.seeds), overrides=overrides,
             baselines=["baseline"], metric="top_1", out=out, jobs=options.jobs, console=console,
