@@ -26,8 +26,8 @@ def interactions(
 ) -> None:
     """What latent interactions did in RUNS, runs of ili, each against a run without them.
 
-    Edges and how many runs hold them, the distance of their graphs, how much nearer linked but unlabelled pairs of
-    the test split lie, and MAP over epochs.  Writes interactions.json and interactions.png.
+    By the last weights of each: edges and how many runs hold them, the distance of their graphs, how much nearer linked
+    but unlabelled pairs of the test split lie, and MAP over epochs.  Writes interactions.json and interactions.png.
     """
     from raytrain.cluster.interactions import interactions as study
     from raytrain.cluster.run_folder import write_text

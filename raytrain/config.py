@@ -96,6 +96,9 @@ class Train(Section):
     patience: int | None = Field(
         20, ge=1, description="validations without a better MAP before the run stops; off: never stop early"
     )
+    select: Literal["best", "last"] = Field(
+        "best", description="weights that the run keeps: those of the best validation, or of the last one"
+    )
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; off: by checkpoint_seconds alone"
     )
@@ -124,6 +127,15 @@ class Train(Section):
     def _ema_exists(self) -> Train:
         if self.evaluate == "ema" and self.ema_decay is None:
             raise ValueError("evaluate = 'ema' needs train.ema_decay, which is off; set it, say to 0.99")
+        return self
+
+    @model_validator(mode="after")
+    def _stops_early_by_the_best(self) -> Train:
+        if self.select == "last" and self.patience is not None:
+            raise ValueError(
+                f"train.select is 'last', and train.patience = {self.patience} would stop the run by its best; set "
+                "train.patience = off"
+            )
         return self
 
     @model_validator(mode="after")

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from raytrain.cluster import run_folder
+from raytrain.cluster import checkpoint, run_folder
 from raytrain.cluster.evaluate import Embedded, embed_split, load, relevance_of
 from raytrain.cluster.sources import batch_of
 from raytrain.cluster.teacher_store import TrainedTeacher, read_teacher
+from raytrain.cluster.training import CHECKPOINTS
 from raytrain.config import Config
 from raytrain.data.manifest import Dataset
 from raytrain.data.shards import read_split
@@ -66,8 +67,20 @@ class Finished:
 
 
 def read_run(folder: Path) -> Finished:
-    """Raises ValueError where there is no finished run."""
+    """A run with its last weights: a validation that knows one annotated class alone may select such from before the
+    graph.  Raises ValueError where there is no run.
+    """
     config, dataset, method = load(folder)
+    last = checkpoint.latest(folder / CHECKPOINTS)
+    if last is None:
+        raise ValueError(f"no checkpoint in {folder / CHECKPOINTS}; train the run to its end")
+    weights = last.tensors["model"]
+    if config.train.evaluate == "ema":
+        averaged = last.tensors["ema"]
+        weights = {
+            name.removeprefix("module."): x for name, x in averaged.items() if name.startswith("module.")
+        }
+    method.load_state_dict(weights)
     lines = (folder / run_folder.HISTORY).read_text().splitlines()
     records = [json.loads(line) for line in lines]
     maps = [(record["epoch"], record["map"]) for record in records if "map" in record]

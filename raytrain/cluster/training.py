@@ -242,7 +242,7 @@ class Training:
         scores = validation.score(self.evaluated)
         self.world_loss.train()
         score = scores[validation.selects_by(self.evaluated)]
-        improved = score > state.best_score
+        improved = train.select == "last" or score > state.best_score
         state.stale = 0 if improved else state.stale + 1
         if improved:
             state.best_score, state.best_step = score, state.step

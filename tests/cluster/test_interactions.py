@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from raytrain.cli_interactions import interactions
+from raytrain.cluster import checkpoint
 from raytrain.cluster.evaluate import embed_split, load
 from raytrain.cluster.teacher_store import FolderStore, about, read_teacher
 from raytrain.data.shards import read_split
@@ -40,6 +41,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("interactions")
     dataset = small_dataset(folder)
     ours = finished_run(folder / "with", dataset, *ILI)
+    best = checkpoint.read(ours / "best")  # made unlike the last ones, which are what is measured
+    other = {name: -x if x.is_floating_point() else x for name, x in best.tensors["model"].items()}
+    checkpoint.save(ours / "best", {"model": other}, best.state)
     plain = finished_run(folder / "without", dataset, *ILI, "method.graph=none")
     config, dataset, _ = load(ours)
     FolderStore(ours, about(config, dataset)).keep_graph(10_000, "planted", one_edge())
@@ -59,7 +63,13 @@ def test_distances_of_linked_pairs_are_those_of_the_loops(pair: tuple[Path, Path
     read_teacher(ours, config, dataset).give(teacher)
     views = {name: torch.from_numpy(x) for name, x in arrays.views.items()}
     soft = {name: torch.sigmoid(u).numpy() for name, u in teacher.eval().soft_labels(views).items()}
-    z = [embed_split(load(run)[2], dataset, "test", config.data.views).embeddings for run in (ours, plain)]
+    z = []
+    for run in (ours, plain):
+        last = checkpoint.latest(run / "checkpoints")
+        assert last is not None
+        _, _, of_run = load(run)
+        of_run.load_state_dict(last.tensors["model"])
+        z.append(embed_split(of_run, dataset, "test", config.data.views).embeddings)
     labels, tau = arrays.labels, config.method["threshold"]
     assert labels is not None and method is not None
     per_row = []

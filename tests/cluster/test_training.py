@@ -12,6 +12,7 @@ from raytrain.cluster.alone import Held, train_alone
 from raytrain.cluster.sources import Resident, batch_of
 from raytrain.cluster.stream import Streamed
 from raytrain.cluster.training import BEST, CHECKPOINTS, State
+from raytrain.cluster.validation import Validation
 from raytrain.config import Config, build
 from raytrain.data.manifest import Dataset
 from raytrain.data.reading import Reading
@@ -109,6 +110,24 @@ def test_early_stopping_ends_the_run_and_stays_ended(dataset: Dataset, tmp_path:
     state = train_alone(config, dataset, tmp_path)
     assert state.stopped and state.step < 40 * 4
     assert train_alone(config, dataset, tmp_path).step == state.step
+
+
+def test_the_last_weights_are_kept_where_they_are_asked_for(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where validation falls from epoch to epoch, the best weights are those of the first."""
+    scores = (-float(number) for number in range(100))
+    monkeypatch.setattr(Validation, "score", lambda *_: {"map": next(scores)})
+    options = ("train.patience=off", "train.epochs=3")
+    best = train_alone(config_of(*options), dataset, tmp_path / "best")
+    last = train_alone(config_of(*options, "train.select=last"), dataset, tmp_path / "last")
+    assert (best.best_step, last.best_step) == (best.step / 3, last.step)
+    newest = checkpoint.read(checkpoint.list_steps(tmp_path / "last" / CHECKPOINTS)[-1]).tensors["model"]
+    first, kept = (checkpoint.read(tmp_path / name / "best").tensors["model"] for name in ("best", "last"))
+    assert all(torch.equal(kept[name], newest[name]) for name in newest)
+    assert not all(torch.equal(first[name], newest[name]) for name in newest)
+    with pytest.raises(ValueError, match=r"set train\.patience = off"):
+        config_of("train.select=last", "train.patience=3")
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_says_where(dataset: Dataset, tmp_path: Path) -> None:
