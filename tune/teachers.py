@@ -24,6 +24,8 @@ from tune.workers import Failed, Pool
 
 TEACHERS = "teachers"
 KEY = "train.teacher"
+SHAPES = ("model.hidden", "model.embedding", "method.teacher_hidden")
+"""Keys that shape the towers of a teacher: a run that takes it has the same."""
 FIRST_JOB = -1_000_000
 
 
@@ -45,9 +47,7 @@ class SharedTeacher:
 
     def student_values(self) -> dict[str, Any]:
         """Of a run that takes it: towers of its shape, and no graph of its own before the last epoch."""
-        shapes = {
-            key: value for key, value in self.values.items() if key in ("model.hidden", "model.embedding")
-        }
+        shapes = {key: value for key, value in self.values.items() if key in SHAPES}
         return {**shapes, "method.t_teach": 0.99}
 
 

@@ -81,6 +81,7 @@ def test_a_student_draws_nothing_of_its_teacher(dataset: Dataset, tmp_path: Path
     for teacher in teachers:
         run, student = base.config(teacher.run_values()), with_teachers.config({KEY: str(teacher.folder)})
         assert run.model.hidden == student.model.hidden and run.model.embedding == student.model.embedding
+        assert run.method["teacher_hidden"] == student.method["teacher_hidden"]
         assert run.train.teacher is None and student.train.teacher == str(teacher.folder)
 
 
