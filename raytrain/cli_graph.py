@@ -113,14 +113,14 @@ def graph(
 
 def _settings(source: Path) -> dict[str, Any]:
     """Those of the search of a run, and what stands in for them elsewhere."""
-    import json
+    from raytrain.config import load_values
 
     settings: dict[str, Any] = {
         "penalty": 1.0, "lift_threshold": 4.0, "bootstraps": 100, "frequency": 0.75, "sign": "any"
     }  # fmt: skip
     config = source / "config.json"
     if config.exists():
-        settings |= json.loads(config.read_text())["method"].get("search", {})
+        settings |= load_values(config)["method"].get("search", {})
     return settings
 
 

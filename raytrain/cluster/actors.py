@@ -96,7 +96,7 @@ def _actor_class(**options: Any) -> Any:
 
 def teacher_actor(config: Config, dataset: Dataset, folder: Path) -> ActorHandle:
     """The actor of a run's own teacher, on the driver's node if it can; it lives as long as a handle to it does."""
-    return _actor_class(scheduling_strategy=this_node(soft=True)).remote(
+    return _actor_class(scheduling_strategy=_this_node(soft=True)).remote(
         config, dataset, folder, shared=False
     )
 
@@ -107,10 +107,10 @@ def mailbox() -> ActorHandle:
     After a death of its process the driver's next call says again what there is to say.
     """
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(scheduling_strategy=this_node(soft=False), **options)(Mailbox).remote()
+    return ray.remote(scheduling_strategy=_this_node(soft=False), **options)(Mailbox).remote()
 
 
-def this_node(*, soft: bool) -> NodeAffinitySchedulingStrategy:
+def _this_node(*, soft: bool) -> NodeAffinitySchedulingStrategy:
     """Where the caller runs; Ray would draw any node for an actor without CPUs."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=soft)
 

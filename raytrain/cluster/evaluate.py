@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from raytrain.cluster import checkpoint, run_folder
 from raytrain.cluster.embed import class_scores, embed
 from raytrain.cluster.sources import batch_of
-from raytrain.cluster.training import BEST
+from raytrain.cluster.training import BEST, CHECKPOINTS
 from raytrain.config import Config
 from raytrain.data.manifest import Dataset, open_dataset
 from raytrain.data.shards import read_split
@@ -89,10 +89,16 @@ class Embedded:
 
 def load(folder: Path) -> tuple[Config, Dataset, Method]:
     """Configuration, data set and selected weights of a run.  Raises ValueError where there is none, or no more."""
+    config, dataset = opened(folder)
+    return config, dataset, load_best(folder, config, dataset)
+
+
+def opened(folder: Path) -> tuple[Config, Dataset]:
+    """Configuration and data set of a run.  Raises ValueError where there is none, or the data are others."""
     config = run_folder.read_config(folder)
     dataset = open_dataset(config.data.path)
     run_folder.check_same_data(folder, dataset)
-    return config, dataset, load_best(folder, config, dataset)
+    return config, dataset
 
 
 def load_best(folder: Path, config: Config, dataset: Dataset) -> Method:
@@ -101,6 +107,22 @@ def load_best(folder: Path, config: Config, dataset: Dataset) -> Method:
         raise ValueError(f"no checkpoint in {folder}; train one with `raytrain train ... --out {folder}`")
     method = build(config, dataset.manifest)
     method.load_state_dict(checkpoint.read(folder / BEST).tensors["model"])
+    return method
+
+
+def load_last(folder: Path, config: Config, dataset: Dataset) -> Method:
+    """The same with the newest weights, or their average where that is evaluated."""
+    last = checkpoint.latest(folder / CHECKPOINTS)
+    if last is None:
+        raise ValueError(f"no checkpoint in {folder / CHECKPOINTS}; train the run to its end")
+    weights = last.tensors["model"]
+    if config.train.evaluate == "ema":
+        averaged = last.tensors["ema"]
+        weights = {
+            name.removeprefix("module."): x for name, x in averaged.items() if name.startswith("module.")
+        }
+    method = build(config, dataset.manifest)
+    method.load_state_dict(weights)
     return method
 
 

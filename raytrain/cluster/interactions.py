@@ -17,14 +17,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from raytrain.cluster import checkpoint, run_folder
-from raytrain.cluster.evaluate import Embedded, embed_split, load, relevance_of
-from raytrain.cluster.sources import batch_of
-from raytrain.cluster.teacher_store import TrainedTeacher, read_teacher
-from raytrain.cluster.training import CHECKPOINTS
+from raytrain.cluster import run_folder
+from raytrain.cluster.evaluate import Embedded, embed_split, load_last, opened, relevance_of
+from raytrain.cluster.teacher_store import read_teacher
 from raytrain.config import Config
 from raytrain.data.manifest import Dataset
-from raytrain.data.shards import read_split
 from raytrain.evaluation.latent import (
     adjacency_distance,
     co_activated,
@@ -33,7 +30,6 @@ from raytrain.evaluation.latent import (
     unlike_labels,
 )
 from raytrain.evaluation.moments import members_of, spread_of
-from raytrain.evaluation.statistics import Comparison
 from raytrain.graph.dependency import ClassDependency, cross_modal
 from raytrain.methods import build
 from raytrain.methods.ili import Ili
@@ -65,22 +61,17 @@ class Finished:
         audio, visual = self.split.embeddings.values()
         return audio, visual
 
+    def map(self) -> float:
+        """On the test split."""
+        return self.split.retrieve(relevance_of(self.dataset)).summary()["mean"]["map"]
+
 
 def read_run(folder: Path) -> Finished:
     """A run with its last weights: a validation that knows one annotated class alone may select such from before the
     graph.  Raises ValueError where there is no run.
     """
-    config, dataset, method = load(folder)
-    last = checkpoint.latest(folder / CHECKPOINTS)
-    if last is None:
-        raise ValueError(f"no checkpoint in {folder / CHECKPOINTS}; train the run to its end")
-    weights = last.tensors["model"]
-    if config.train.evaluate == "ema":
-        averaged = last.tensors["ema"]
-        weights = {
-            name.removeprefix("module."): x for name, x in averaged.items() if name.startswith("module.")
-        }
-    method.load_state_dict(weights)
+    config, dataset = opened(folder)
+    method = load_last(folder, config, dataset)
     lines = (folder / run_folder.HISTORY).read_text().splitlines()
     records = [json.loads(line) for line in lines]
     maps = [(record["epoch"], record["map"]) for record in records if "map" in record]
@@ -101,67 +92,48 @@ def interactions(
         )
     rows, graphs = [], []
     curves: dict[str, list[list[tuple[int, float]]]] = {"with": [], "without": []}
-    classes: tuple[str, ...] = ()
-    fingerprint = None
+    first = opened(with_graph[0])[1]
     for number, folders in enumerate(zip(with_graph, without, strict=True)):
         ours, plain = (read_run(folder) for folder in folders)
         for run in (ours, plain):
-            fingerprint = fingerprint or run.dataset.fingerprint
-            if run.dataset.fingerprint != fingerprint:
+            if run.dataset.fingerprint != first.fingerprint:
                 raise ValueError(
                     f"{run.folder} was trained on other data than {with_graph[0]}; compare runs of one data set"
                 )
-        method, trained = _teacher(ours)
-        assert trained.graph is not None, "_teacher() has refused it"
+        method, graph = _teacher(ours)
         generator = np.random.default_rng([seed, number])
-        tests = {
-            name: None
-            if not partners.any()
-            else _numbers(
-                distance_test(
-                    plain.pair(),
-                    ours.pair(),
-                    partners,
-                    level=0.95,
-                    num_resamples=resamples,
-                    generator=generator,
-                )
-            )
-            for name, partners in _partners(ours, method).items()
-        }
-        scores = [
-            run.split.retrieve(relevance_of(run.dataset)).summary()["mean"]["map"] for run in (ours, plain)
-        ]
         rows.append(
             {
                 "run": str(ours.folder),
                 "without": str(plain.folder),
-                "verdict": trained.graph.verdict,
+                "verdict": graph.verdict,
                 "edges": sum(int((w > 0).sum()) for w in (method.audio_to_visual, method.visual_to_audio)),
-                "nearer": tests,
+                "nearer": {
+                    name: _nearer(ours, plain, partners, resamples=resamples, generator=generator)
+                    for name, partners in _partners(ours, method).items()
+                },
                 "inter_over_without": ours.inter() / plain.inter(),
-                "map": scores[0],
-                "map_without": scores[1],
+                "map": ours.map(),
+                "map_without": plain.map(),
             }
-        )  # fmt: skip
-        graphs.append(_adjacency(trained.graph))
+        )
+        graphs.append(cross_modal(len(graph.audio_to_visual)) & (graph.edge_frequency >= ADJACENT))
         curves["with"].append(ours.maps)
         curves["without"].append(plain.maps)
-        classes = ours.dataset.manifest.classes
     return {
         "split": SPLIT,
-        "dataset": ours.dataset.manifest.name,
-        "synthetic": ours.dataset.manifest.synthetic,
+        "dataset": first.manifest.name,
+        "synthetic": first.manifest.synthetic,
         "t_teach": ours.config.method["t_teach"],
         "epochs": ours.config.train.epochs,
         "runs": rows,
-        "edges": _edges(graphs, classes),
+        "edges": _edges(graphs, first.manifest.classes),
         "adjacency_distance": adjacency_distance(graphs) if len(graphs) > 1 else None,
         "map_over_epochs": curves,
     }
 
 
-def _teacher(run: Finished) -> tuple[Ili, TrainedTeacher]:
+def _teacher(run: Finished) -> tuple[Ili, ClassDependency]:
     """The method with the run's last teacher and graph."""
     method = build(run.config, run.dataset.manifest)
     if not isinstance(method, Ili):
@@ -176,35 +148,42 @@ def _teacher(run: Finished) -> tuple[Ili, TrainedTeacher]:
             "--without, and a run with method.graph = 'found' in its place"
         )
     trained.give(method)
-    return method.eval(), trained
+    return method.eval(), trained.graph
 
 
 def _partners(run: Finished, method: Ili) -> dict[str, Bool[np.ndarray, "n n"]]:
     """[audio visual]: pairs that the graph and the soft labels link, and such as share a true event, label aside."""
-    arrays = read_split(run.dataset, SPLIT, views=run.config.data.views)
-    soft = method.soft_labels(batch_of(arrays).views)
+    split = run.split
+    assert split.labels is not None, "ili trains on labels"
+    soft = method.soft_labels({name: torch.from_numpy(x) for name, x in split.features.items()})
     audio, visual = (torch.sigmoid(logits).numpy() for logits in soft.values())
     forth, back = (weights.numpy() > 0 for weights in (method.audio_to_visual, method.visual_to_audio))
     threshold = run.config.method["threshold"]
-    assert arrays.labels is not None, "ili trains on labels"
-    unlike = unlike_labels(arrays.labels, arrays.labels)
+    unlike = unlike_labels(split.labels, split.labels)
     linked = co_activated(audio, visual, forth, threshold=threshold)
     linked |= co_activated(visual, audio, back, threshold=threshold).T
     found = {"linked": linked & unlike}
-    if arrays.events is not None:
-        events = arrays.events.astype(np.float32)
+    if split.events is not None:
+        events = split.events.astype(np.float32)
         found["event in common"] = (events @ events.T > 0) & unlike
     return found
 
 
-def _numbers(found: Comparison) -> dict[str, float]:
+def _nearer(
+    ours: Finished,
+    plain: Finished,
+    partners: Bool[np.ndarray, "n n"],
+    *,
+    resamples: int,
+    generator: np.random.Generator,
+) -> dict[str, float] | None:
+    """By how much partners lie nearer with the graph; None where there are none."""
+    if not partners.any():
+        return None
+    found = distance_test(
+        plain.pair(), ours.pair(), partners, level=0.95, num_resamples=resamples, generator=generator
+    )
     return {"mean": found.difference, "low": found.interval.low, "high": found.interval.high}
-
-
-def _adjacency(graph: ClassDependency) -> Bool[np.ndarray, "v v"]:
-    """Cross-modal, cross-class edges."""
-    across = cross_modal(len(graph.audio_to_visual))
-    return across & (graph.edge_frequency >= ADJACENT)
 
 
 def _edges(graphs: list[Bool[np.ndarray, "v v"]], classes: tuple[str, ...]) -> list[dict[str, Any]]:
