@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from raytrain.graph.dependency import Sign
+    from raytrain.graph.dependency import Orientation, Sign
     from raytrain.graph.moments import MomentAccumulator
 
 
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     type=click.Choice(["any", "positive"]),
     help="Whether edges with a negative partial effect count. [default: the run's, any]",
 )
+@click.option(
+    "--min-effect", type=float, help="Partial effects below it do not count. [default: the run's, 0]"
+)
+@click.option(
+    "--orientation",
+    type=click.Choice(["search", "annotation"]),
+    help="What gives edges their direction. [default: the run's, search]",
+)
 @click.option("--top", default=20, show_default=True, help="Rows of the table to print.")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
@@ -45,6 +53,8 @@ def graph(
     bootstraps: int | None,
     frequency: float | None,
     sign: Sign | None,
+    min_effect: float | None,
+    orientation: Orientation | None,
     top: int,
     seed: int,
     tensorboard: bool | None,
@@ -69,6 +79,8 @@ def graph(
         "bootstraps": bootstraps,
         "frequency": frequency,
         "sign": sign,
+        "min_effect": min_effect,
+        "orientation": orientation,
     }
     settings = _settings(source) | {name: value for name, value in asked.items() if value is not None}
     found = class_dependency(moments, seed=seed, **settings)
@@ -116,7 +128,8 @@ def _settings(source: Path) -> dict[str, Any]:
     from raytrain.config import load_values
 
     settings: dict[str, Any] = {
-        "penalty": 1.0, "lift_threshold": 4.0, "bootstraps": 100, "frequency": 0.75, "sign": "any"
+        "penalty": 1.0, "lift_threshold": 4.0, "bootstraps": 100, "frequency": 0.75, "sign": "any",
+        "min_effect": 0.0, "orientation": "search",
     }  # fmt: skip
     config = source / "config.json"
     if config.exists():

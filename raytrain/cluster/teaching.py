@@ -150,7 +150,10 @@ class Teaching:
         self._sums.update(audio, visual, labels[own], clips[own], permuted[own])
 
     def _empty(self) -> MomentAccumulator:
-        return MomentAccumulator(self._num_classes, num_clips=self._order.num_rows, seed=self._seed)
+        assert self._plan is not None, "moments are counted for a graph"
+        return MomentAccumulator(
+            self._num_classes, num_clips=self._order.num_rows, bounds=self._plan.bounds, seed=self._seed
+        )
 
     def _ask(self, plan: GraphPlan, step: int) -> None:
         assert self._sums is not None, "a window has at least one step"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,8 @@ from raytrain.graph.search import Dependency, dependency_search
 Resample = Literal["bootstrap", "halves"]
 Sign = Literal["any", "positive"]
 """Which edges count by the sign of their partial effect."""
+Orientation = Literal["search", "annotation"]
+"""What gives an edge its direction: the search, or which of the two rises more where the other is annotated."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def class_dependency(
     top_k: int = 3,
     weights: Literal["search", "lift"] = "search",
     sign: Sign = "any",
+    min_effect: float | int = 0.0,
+    orientation: Orientation = "search",
     seed: int = 0,
     init_order: Int[np.ndarray, " p"] | None = None,
     executor: Executor | None = None,
@@ -119,7 +123,11 @@ def class_dependency(
     With `weights` "lift" A^ is the baseline instead: the lift z in place of freq |effect|, where it exceeds the
     threshold (4 where the mask is off); all else stays that of the search.
     With `sign` "positive" an edge of a resample counts where its partial effect is: classes that compete for the one
-    annotation of a clip depend on each other too, but do not happen together.
+    annotation of a clip depend on each other too, but do not happen together.  With `min_effect` it counts where its
+    partial effect is at least that: soft labels are events seen through noise, which leaves weak dependencies
+    between all that a strong one touches, and many clips make them significant.
+    `orientation` "annotation" gives cross-class edges the direction of the larger `Moments.rise` instead of the
+    search's, which noise in the soft labels takes the v-structures from.
     """
     if bootstraps < 2 or not 0.5 < frequency <= 1:
         raise ValueError(
@@ -131,9 +139,9 @@ def class_dependency(
         init_order=init_order,
     )  # fmt: skip
     draws = resample(accumulator.num_groups, bootstraps, method=method, seed=seed)
-    settings = (penalty, lift_threshold, sign)
-    jobs = [(accumulator, draw, False, *settings, seed + i) for i, draw in enumerate(draws)]
-    null_jobs = [(accumulator, draw, True, *settings, seed + i) for i, draw in enumerate(draws)]
+    settings = Resampled(penalty, lift_threshold, sign, float(min_effect), orientation)
+    jobs = [(accumulator, draw, False, settings, seed + i) for i, draw in enumerate(draws)]
+    null_jobs = [(accumulator, draw, True, settings, seed + i) for i, draw in enumerate(draws)]
     if executor is None:
         with ThreadPoolExecutor(num_threads) as pool:
             found = list(pool.map(one_resample, jobs + null_jobs))
@@ -176,21 +184,40 @@ def class_dependency(
     )
 
 
+class Resampled(NamedTuple):
+    """What `one_resample` is told of `class_dependency`'s settings."""
+
+    penalty: float | int
+    lift_threshold: float | int | None
+    sign: Sign
+    min_effect: float
+    orientation: Orientation
+
+
 def one_resample(
-    job: tuple[MomentAccumulator, Float[np.ndarray, " g"], bool, float | int, float | int | None, Sign, int],
+    job: tuple[MomentAccumulator, Float[np.ndarray, " g"], bool, Resampled, int],
 ) -> tuple[Float[np.ndarray, "v v"], Float[np.ndarray, "v v"], bool]:
     """Directed adjacency (an undirected edge is a half each way) and effects of one resample, labels left out."""
-    accumulator, groups, permuted, penalty, lift_threshold, sign, seed = job
+    accumulator, groups, permuted, settings, seed = job
+    moments = accumulator.moments(groups, permuted=permuted)
     found = context_search(
-        accumulator.moments(groups, permuted=permuted), penalty=penalty, lift_threshold=lift_threshold,
-        restarts=1, seed=seed,
-    )  # fmt: skip
+        moments, penalty=settings.penalty, lift_threshold=settings.lift_threshold, restarts=1, seed=seed
+    )
     c = accumulator.num_classes
     effects = (found.strengths + found.strengths.T)[c:, c:]
     directed = halved(found.cpdag)[c:, c:]
-    if sign == "positive":
+    if settings.sign == "positive":
         directed = directed * (effects > 0)
+    directed = directed * (np.abs(effects) >= settings.min_effect)
+    if settings.orientation == "annotation":
+        directed = np.where(unlike(c), _by_rise(directed + directed.T, moments.rise()), directed)
     return directed, effects, found.complete
+
+
+def _by_rise(adjacent: Float[np.ndarray, "v v"], rise: Float[np.ndarray, "c v"]) -> Float[np.ndarray, "v v"]:
+    """x -> y where class(x) raises y more than class(y) raises x; a half each way where neither does."""
+    forth = np.tile(rise, (2, 1))  # [x y]: of y, with the class of x
+    return adjacent * np.where(forth > forth.T, 1.0, np.where(forth < forth.T, 0.0, 0.5))
 
 
 def halved(mixed: Bool[np.ndarray, "p p"]) -> Float[np.ndarray, "p p"]:
@@ -200,9 +227,13 @@ def halved(mixed: Bool[np.ndarray, "p p"]) -> Float[np.ndarray, "p p"]:
 
 def cross_modal(num_classes: int) -> Bool[np.ndarray, "v v"]:
     """The pairs of columns of unlike modality and unlike class."""
-    other = ~np.eye(num_classes, dtype=bool)
-    none = np.zeros_like(other)
-    return np.block([[none, other], [other, none]])
+    other = np.repeat([False, True], num_classes)
+    return unlike(num_classes) & (other[:, None] != other[None, :])
+
+
+def unlike(num_classes: int) -> Bool[np.ndarray, "v v"]:
+    """The pairs of columns of unlike class."""
+    return np.tile(~np.eye(num_classes, dtype=bool), (2, 2))
 
 
 def normalised_top(weights: Float[np.ndarray, "c c"], top_k: int) -> Float[np.ndarray, "c c"]:

@@ -54,6 +54,16 @@ def _cross_entropy(
     return -target * log_positive - (1 - target) * torch.log1p(-annotated * torch.sigmoid(logits))
 
 
+def either(first: Float[Tensor, "b c"], second: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+    r"""The logit of s = 1 - (1 - s_1)(1 - s_2): the event is in one of two views, or in both (noisy or).
+
+        log(s / (1 - s)) = log(e^u_1 + e^u_2 + e^(u_1 + u_2)),    s_i = sigmoid(u_i)
+
+    A class annotates the clip, not a view of it: fitted to s, what is heard need not answer for what is only seen.
+    """
+    return torch.logsumexp(torch.stack([first, second, first + second]), dim=0)
+
+
 def jensen_shannon(
     first: Float[Tensor, "b c"], second: Float[Tensor, "b c"], *, temperature: float
 ) -> Float[Tensor, " b"]:

@@ -29,6 +29,8 @@ class GraphPlan:
     """Steps from the asking to the first step that uses the graph: all ranks adopt it there, and only there."""
     search: Mapping[str, Any]
     """Keywords of `graph.dependency.class_dependency`."""
+    bounds: tuple[float, float] | None = None
+    """Where soft labels are cut for it (`graph.moments`); None: nowhere."""
 
 
 class Method(nn.Module, ABC):

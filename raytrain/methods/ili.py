@@ -3,6 +3,8 @@ r"""ILI, inferred latent interactions: a teacher of agreeing soft labels, the gr
 Zeng et al., *Inferred latent interactions* (AV-SAL, ILI, LIR).  One event of a clip is annotated, others happen.
 
     AV-SAL   BCE(s_a, y) + BCE(s_v, y) + lambda_al JS(softmax(u_a/T), softmax(u_v/T))     losses.label_agreement
+    here     w_each (BCE(s_a, y) + BCE(s_v, y)) + w_either BCE(1 - (1 - s_a)(1 - s_v), y) + w_nce InfoNCE(h_a, h_v)
+             + lambda_al JS
     s        sigmoid(a u + b), calibrated on the held-out rows                              fit_calibration
     A^       dependencies of the classes heard and seen, from moments of the teacher's u   graph.dependency
     LIR      sum_{i->j} A^_ij mean_{S_ij} s_n[i] s_m[j] D(z_n, z_m),
@@ -20,8 +22,13 @@ Departs from the paper ([code]: the authors' code; the rest is ours where both a
   j leaves those of a row with s_n[i] > tau where i -> j is an edge.  By default they stay (docs/ili.md says why).
 - An event that happens is annotated with probability r only (`annotated`; 1 is the paper's BCE): otherwise a teacher of
   one annotation in several events learns which event is the loudest, and hidden events count as absent.
-- The graph takes logits cut at +-3 (`logit_bound`), with the annotated class as context (docs/graph.md), from the run's
-  own moments; edges with a negative partial effect are left out (`search.sign`).
+- A class annotates the clip, not a view: most of BCE is on the event being heard or seen (`either_view`, a noisy or),
+  so that what is heard does not answer for what is only seen; `each_view` is the weight of the paper's.
+- The teacher's embeddings h of a clip's two views are contrasted with those of other clips at first (`contrast`), which
+  teaches it events that nobody annotated; not to the end, for what is heard would then tell what is seen with it.
+- The graph takes logits cut at `logit_bounds`, with the annotated class as context (docs/graph.md), from the run's own
+  moments; edges with a negative or a small partial effect are left out (`search.sign`, `search.min_effect`), and an
+  edge goes to where the annotation of the other raises more (`search.orientation`).
 - The teacher may be larger than the student (`teacher_hidden`).
 - Soft labels come from a moving average of the teacher (`teacher_average`).  With `after_teaching = "frozen"` the
   average stands still and the teacher's own weights, which then have gradients of zero, are read by nobody.
@@ -36,13 +43,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from raytrain.config import Model
 from raytrain.data.reading import Annotation
 from raytrain.graph.dependency import ClassDependency
 from raytrain.losses.label_agreement import (
+    either,
     fit_calibration,
     jensen_shannon,
     label_error,
@@ -170,7 +178,8 @@ class Ili(Method):
         refreshes = tuple(step for step in range(start, num_steps, every) if step + lag < num_steps)
         weights = "lift" if self.settings.graph == "lift" else "search"
         search = {**self.settings.search.model_dump(), "top_k": self.settings.top_k, "weights": weights}
-        return GraphPlan(refreshes, window=steps_per_epoch, lag=lag, search=search)
+        bounds = self.settings.logit_bounds
+        return GraphPlan(refreshes, window=steps_per_epoch, lag=lag, search=search, bounds=bounds)
 
     def adopt(self, graph: ClassDependency) -> None:
         """The weights of the graph; none where its verdict is `unlinked` (lift has no verdict)."""
@@ -194,14 +203,12 @@ class Ili(Method):
 
     @torch.no_grad()
     def soft_labels(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b c"]]:
-        """Calibrated logits of the slow teacher, cut at the bound: soft labels are their sigmoids."""
-        bound = self.settings.logit_bound
+        """Calibrated logits of the slow teacher: soft labels are their sigmoids."""
         found = {}
         logits = self.slow(views)[1]
         for view, (scale, offset) in zip(self.views, self.calibration, strict=True):
             if view in logits:
-                logit = scale * logits[view] + offset
-                found[view] = logit if bound is None else logit.clamp(-bound, bound)
+                found[view] = scale * logits[view] + offset
         return found
 
     def teacher_state(self) -> Mapping[str, Tensor]:
@@ -236,22 +243,39 @@ class Ili(Method):
     # a step
 
     def rows(self, batch: Batch, progress: Progress) -> Rows:
-        """The student's embeddings; of the teacher, AV-SAL by row and its soft labels as extras."""
+        """The student's embeddings; of the teacher, AV-SAL by row, its embeddings and its soft labels as extras."""
         extras = {}
         if self._teaching:
             assert batch.labels is not None
-            logits = list(self.teacher(batch.views)[1].values())
-            s = self.settings
-            errors = [
-                label_error(u, batch.labels, kind=s.label_error, smoothing=s.smoothing, annotated=s.annotated)
-                for u in logits
-            ]
-            extras["label error"] = torch.stack(errors).sum(0)[:, None]
-            extras["divergence"] = jensen_shannon(*logits, temperature=s.alignment_temperature)[:, None]
+            embeddings, by_view = self.teacher(batch.views)
+            logits = list(by_view.values())
+            extras["label error"] = self._label_error(logits[0], logits[1], batch.labels)[:, None]
+            temperature = self.settings.alignment_temperature
+            extras["divergence"] = jensen_shannon(*logits, temperature=temperature)[:, None]
+            if self._contrast(progress) > 0:
+                extras |= {f"teacher {view}": h for view, h in embeddings.items()}
         if self._has_graph:
             for view, logit in self.soft_labels(batch.views).items():
                 extras[f"soft {view}"] = torch.sigmoid(logit)
         return Rows(batch.row, self.towers(batch.views)[0], labels=batch.labels, extras=extras)
+
+    def _label_error(
+        self, first: Float[Tensor, "b c"], second: Float[Tensor, "b c"], labels: Int[Tensor, " b"]
+    ) -> Float[Tensor, " b"]:
+        """The weighted sum of what is fitted to the annotation; views of weight 0 are left out."""
+        s = self.settings
+        error = torch.zeros_like(first[:, 0])
+        for weight, fitted in ((s.each_view, (first, second)), (s.either_view, (either(first, second),))):
+            for logits in fitted if weight else ():
+                error = error + weight * label_error(
+                    logits, labels, kind=s.label_error, smoothing=s.smoothing, annotated=s.annotated
+                )
+        return error
+
+    def _contrast(self, progress: Progress) -> float:
+        """The weight of the teacher's InfoNCE."""
+        s = self.settings
+        return s.contrast * max(0.0, 1 - progress.t / (s.contrast_until * s.t_teach))
 
     def loss(self, here: Rows, world: Rows, progress: Progress) -> Loss:
         total, terms, active = self._metric(here, world, progress)
@@ -265,9 +289,30 @@ class Ili(Method):
             terms["label_error"] = here.extras["label error"].sum() * world.num_ranks / annotated
             terms["divergence"] = mean_over_world(here.extras["divergence"].squeeze(1), world)
             total = total + terms["label_error"] + self.settings.alignment * terms["divergence"]
+            if (weight := self._contrast(progress)) > 0:
+                terms["contrast"] = self._agreement_of_pairs(here, world)
+                total = total + weight * terms["contrast"]
         else:  # data-parallel training waits for the gradient of every parameter
             total = total + 0 * torch.stack([p.sum() for p in self.teacher.parameters()]).sum()
         return Loss(total, terms, active)
+
+    def _agreement_of_pairs(self, here: Rows, world: Rows) -> Tensor:
+        """InfoNCE between the teacher's embeddings, a clip's other view against that of all clips; both directions."""
+        relation = Relation.between(here, world, views="cross", by="pairs")
+        parts = [
+            world_mean(
+                info_nce(
+                    here.extras[f"teacher {query}"],
+                    world.extras[f"teacher {key}"],
+                    relation,
+                    temperature=self.settings.contrast_temperature,
+                    gradient_above=0.0,
+                ),
+                relation,
+            )
+            for query, key in (self.views, self.views[::-1])
+        ]
+        return torch.stack(parts).mean()
 
     def _ramp(self, t: float) -> float:
         since = t - (0.0 if self._phase == GIVEN else self.settings.t_teach)

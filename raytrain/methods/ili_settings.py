@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from raytrain.config import Section
-from raytrain.graph.dependency import Sign
+from raytrain.graph.dependency import Orientation, Sign
 from raytrain.losses.label_agreement import Calibration, LabelError
 from raytrain.losses.triplet import Mining
 
@@ -36,6 +36,10 @@ class Search(Section):
     sign: Sign = Field(
         "positive", description="edges with a negative partial effect are competition, not company"
     )
+    min_effect: float = Field(0.03, ge=0, lt=1, description="partial effects below it are no dependency")
+    orientation: Orientation = Field(
+        "annotation", description="what gives an edge its direction; search: where v-structures tell"
+    )
     bootstraps: int = Field(50, ge=2)
     weight_frequency: float = Field(0.5, gt=0, le=1, description="edges found less often have no weight")
     frequency: float = Field(0.75, gt=0.5, le=1, description="of a stable edge, for the verdict")
@@ -53,6 +57,19 @@ class IliSettings(Section):
         le=1,
         description="probability that an event that happens is the annotated one; 1: the paper's",
     )
+    each_view: float = Field(0.3, ge=0, description="weight of BCE(s_a, y) + BCE(s_v, y); 1: the paper's")
+    either_view: float = Field(
+        1.0,
+        ge=0,
+        description="weight of BCE(1 - (1 - s_a)(1 - s_v), y): the event is heard or seen; 0: the paper's",
+    )
+    contrast: float = Field(
+        0.02,
+        ge=0,
+        description="weight of InfoNCE of the teacher's embeddings at the start; 0: the paper's",
+    )
+    contrast_until: float = Field(0.6, gt=0, le=1, description="share of t_teach in which it falls to 0")
+    contrast_temperature: float = Field(0.2, gt=0)
     alignment: float = Field(0.1, ge=0, description="lambda_al")
     alignment_temperature: float = Field(1.0, gt=0, description="T of the softmax in JS")
     teacher_hidden: tuple[int, ...] | None = Field(
@@ -62,10 +79,9 @@ class IliSettings(Section):
     t_teach: float = Field(0.4, gt=0, lt=1, description="share of the run; rounded to an epoch")
     after_teaching: Literal["frozen", "training"] = Field("frozen", description="the teacher, after t_teach")
     calibration: Calibration = "temperature"
-    logit_bound: float | None = Field(
-        3.0,
-        gt=0,
-        description="soft labels' logits are cut here: beyond it they tell nothing of events; off: never",
+    logit_bounds: tuple[float, float] | None = Field(
+        (-2.0, 1.0),
+        description="for the graph logits are cut here: beyond, they tell loud from soft; off: never",
     )
     graph: Literal["found", "permuted", "none", "lift"] = Field(
         "found", description="permuted, none, lift: the controls of a study"
@@ -98,6 +114,12 @@ class IliSettings(Section):
     def _consistent(self) -> IliSettings:
         if isinstance(self.pairs, int) and self.pairs < 1:
             raise ValueError(f"pairs is {self.pairs}; at least 1, or 'all'")
+        if self.each_view + self.either_view == 0:
+            raise ValueError(
+                "each_view and either_view are both 0: the teacher would learn nothing; raise one"
+            )
+        if self.logit_bounds is not None and not self.logit_bounds[0] < self.logit_bounds[1]:
+            raise ValueError(f"logit_bounds is {self.logit_bounds}; the lower one comes first, e.g. [-2, 1]")
         if self.graph == "none" and self.refresh_every is not None:
             raise ValueError("graph = 'none' makes no graph, so refresh_every has no meaning; remove it")
         if self.after_teaching == "frozen" and self.refresh_every is not None:

@@ -50,12 +50,12 @@ def test_a_run_is_read_from_its_moments_and_gets_a_board(
     moments.update(planted["audio"], planted["visual"], planted["labels"], np.arange(6000))
     (tmp_path / "teacher").mkdir()
     np.savez(tmp_path / "teacher" / "moments.npz", **moments.to_arrays())
-    search = {"penalty": 0.75, "bootstraps": 6, "sign": "positive"}
+    search = {"penalty": 0.75, "bootstraps": 6, "sign": "positive", "orientation": "annotation"}
     (tmp_path / "config.json").write_text(json.dumps({"method": {"name": "ili", "search": search}}))
-    done = CliRunner().invoke(graph, [str(tmp_path), "--frequency", "0.9"])
+    done = CliRunner().invoke(graph, [str(tmp_path), "--frequency", "0.9", "--min-effect", "0.1"])
     assert done.exit_code == 0, done.output
     settings = json.loads((tmp_path / "dependency.json").read_text())["settings"]
-    assert settings == search | {"lift_threshold": 4.0, "frequency": 0.9}
+    assert settings == search | {"lift_threshold": 4.0, "frequency": 0.9, "min_effect": 0.1}
     assert "class 0 (audio) -> class 1 (visual)" in done.output
     assert list((tmp_path / "tensorboard").glob("events*"))
 

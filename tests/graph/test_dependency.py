@@ -76,6 +76,44 @@ def test_competition_is_no_dependency_where_only_positive_effects_count():
     assert found["positive"].edge_frequency[2, CLASSES + 3] == 0
 
 
+def test_small_effects_are_no_dependency_where_they_are_not_wanted():
+    """Of two planted dependencies one is strong and one weak, both significant."""
+    rng = np.random.default_rng(6)
+    n = 6000
+    labels = rng.integers(CLASSES, size=n)
+    audio, visual = (rng.standard_normal((n, CLASSES)) + 2 * np.eye(CLASSES)[labels] for _ in range(2))
+    visual[:, 1] += 0.8 * audio[:, 0]
+    visual[:, 3] += 0.15 * audio[:, 2]
+    moments = MomentAccumulator(CLASSES)
+    moments.update(audio, visual, labels, np.arange(n))
+    for least, expected in ((0.0, [[0, 1], [2, 3]]), (0.3, [[0, 1]])):
+        found = class_dependency(moments, bootstraps=6, lift_threshold=None, min_effect=least)
+        either = found.audio_to_visual + found.visual_to_audio.T > 0
+        assert np.argwhere(either).tolist() == expected
+
+
+def test_the_annotation_orients_what_noise_hides_from_the_search():
+    """Hearing 0 brings the sight of 1, and both are seen through noise.  One event is annotated, the loudest; what was
+    brought is faint.  Clips of 0 hold 1 more often than clips of 1 hold 0."""
+    rng = np.random.default_rng(7)
+    n = 20_000
+    heard, seen = (rng.random((n, CLASSES)) < 0.2 for _ in range(2))
+    both = rng.random((n, CLASSES)) < 0.15
+    heard, seen = heard | both, seen | both
+    seen[:, 1] |= heard[:, 0] & (rng.random(n) < 0.8)
+    gains = [np.where(events, rng.uniform(0.5, 1.5, events.shape), 0.0) for events in (heard, seen)]
+    labels = (gains[0] + gains[1]).argmax(axis=1)
+    audio, visual = (4 * events - 2 + rng.standard_normal(events.shape) * 1.5 for events in (heard, seen))
+    moments = MomentAccumulator(CLASSES, bounds=(-3.0, 3.0))
+    moments.update(audio, visual, labels, np.arange(n))
+    found = class_dependency(
+        moments, bootstraps=6, lift_threshold=None, sign="positive", orientation="annotation"
+    )
+    assert found.stable[0, CLASSES + 1]
+    assert found.direction_frequency[0, CLASSES + 1] == 1 and found.direction_frequency[CLASSES + 1, 0] == 0
+    assert found.audio_to_visual[0, 1] > 0 == found.visual_to_audio[1, 0]
+
+
 def test_labels_without_meaning_are_unlinked():
     made, _, _ = world()
     moments = MomentAccumulator(CLASSES)

@@ -63,6 +63,36 @@ def test_lift_is_the_rise_over_the_median_class_in_standard_errors():
             assert z[k, y] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("bounds", [None, (-4.5, 6.0)])
+def test_rise_is_of_uncut_columns_and_all_else_of_cut_ones(bounds):
+    audio, visual, labels, ids = clips()
+    columns = np.concatenate([audio, visual], axis=1)
+    moments = filled((audio, visual, labels, ids), bounds=bounds).moments()
+    for k in range(C):
+        for y in range(2 * C):
+            means = sorted(columns[labels == j, y].mean() for j in range(C))
+            expected = (columns[labels == k, y].mean() - means[1]) / columns[:, y].std()
+            assert moments.rise()[k, y] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    cut = columns if bounds is None else np.clip(columns, *bounds)
+    assert bounds is None or (cut != columns).any(axis=0).sum() > C, "the bounds cut columns of both views"
+    np.testing.assert_allclose(moments.covariance("total"), covariance_in_floats(cut.tolist()), atol=1e-10)
+
+
+def test_bounded_moments_survive_files_and_ranks():
+    rows = clips()
+    whole = filled(rows, bounds=(-4.5, 6.0))
+    first = filled([r[:150] for r in rows], bounds=(-4.5, 6.0))
+    second = filled([r[150:] for r in rows], bounds=(-4.5, 6.0))
+    summed = first.with_flat(first.flat() + second.flat())
+    np.testing.assert_allclose(summed.moments().rise(), whole.moments().rise(), rtol=1e-9)
+    again = MomentAccumulator.from_arrays(summed.to_arrays())
+    assert np.array_equal(again.flat(), summed.flat()) and again.bounds == (-4.5, 6.0)
+    with pytest.raises(ValueError, match="cannot be added"):
+        first.merge(filled([r[150:] for r in rows]))
+    with pytest.raises(ValueError, match="the lower one comes first"):
+        MomentAccumulator(C, bounds=(1.0, -2.0))
+
+
 def test_parts_add_up_in_any_way():
     rows = clips()
     whole = filled(rows)

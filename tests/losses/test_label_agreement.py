@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from raytrain.losses.label_agreement import fit_calibration, jensen_shannon, label_error
+from raytrain.losses.label_agreement import either, fit_calibration, jensen_shannon, label_error
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -103,6 +103,15 @@ def test_calibration_is_the_minimum_that_a_search_finds(kind: str, r: float) -> 
     assert found.offset == pytest.approx(best[1] if kind == "platt" else 0.0, abs=1e-5)
     if r == 1:
         assert 0.1 < found.scale < 0.9, "overconfident logits are drawn in"
+
+
+def test_either_is_the_noisy_or_and_finite_where_both_are_sure() -> None:
+    first, second = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    s = 1 - (1 - torch.sigmoid(first)) * (1 - torch.sigmoid(second))
+    torch.testing.assert_close(torch.sigmoid(either(first, second)), s)
+    for u, v, expected in ((-300.0, -300.0, -300 + math.log(2)), (-300.0, 5.0, 5.0), (300.0, 300.0, 600.0)):
+        found = either(torch.tensor([[u]]), torch.tensor([[v]]))
+        assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_calibration_of_separable_rows_stays_finite() -> None:
