@@ -262,15 +262,15 @@ class Ili(Method):
     def _label_error(
         self, first: Float[Tensor, "b c"], second: Float[Tensor, "b c"], labels: Int[Tensor, " b"]
     ) -> Float[Tensor, " b"]:
-        """The weighted sum of what is fitted to the annotation; views of weight 0 are left out."""
+        """What each view says of the annotation, and both together, by their weights."""
         s = self.settings
-        error = torch.zeros_like(first[:, 0])
-        for weight, fitted in ((s.each_view, (first, second)), (s.either_view, (either(first, second),))):
-            for logits in fitted if weight else ():
-                error = error + weight * label_error(
-                    logits, labels, kind=s.label_error, smoothing=s.smoothing, annotated=s.annotated
-                )
-        return error
+        fitted = ((s.each_view, first), (s.each_view, second), (s.either_view, either(first, second)))
+        errors = [
+            weight
+            * label_error(logits, labels, kind=s.label_error, smoothing=s.smoothing, annotated=s.annotated)
+            for weight, logits in fitted
+        ]
+        return torch.stack(errors).sum(dim=0)
 
     def _contrast(self, progress: Progress) -> float:
         """The weight of the teacher's InfoNCE."""
