@@ -56,6 +56,7 @@ TOWERS: Space = {
     "model.hidden": Choice({"256": (256,), "512": (512,), "256 256": (256, 256), "1024 1024": (1024, 1024)}),
     "model.embedding": SIZES,
     "model.dropout": Real(0.0, 0.5),
+    "model.input_dropout": Real(0.0, 0.6),
 }
 OPTIMISER: Space = {
     "optim.lr": Real(1e-4, 1e-2, log=True),
@@ -199,6 +200,8 @@ SPACES: Mapping[str, Space] = {
         "method.teacher_hidden": Choice({"as the student": None, "512": (512,), "1024": (1024,)}),
         "method.label_error": Choice(words("bce", "l2")),
         "method.annotated": Real(0.1, 1.0),
+        "method.each_view": Real(0.1, 1.0, log=True),
+        "method.contrast": Real(0.002, 0.2, log=True),
         "method.alignment": Real(0.01, 3.0, log=True),
         "method.alignment_temperature": Real(0.5, 4.0, log=True),
         "method.teacher_average": Real(0.9, 0.999),
@@ -235,10 +238,13 @@ TEACHER_KEYS: Mapping[str, tuple[str, ...]] = {
     "ili": (
         "model.hidden",
         "model.embedding",
+        "model.input_dropout",
         "method.teacher_hidden",
         "method.t_teach",
         "method.label_error",
         "method.annotated",
+        "method.each_view",
+        "method.contrast",
         "method.alignment",
         "method.alignment_temperature",
         "method.teacher_average",
