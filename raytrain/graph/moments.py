@@ -44,7 +44,7 @@ class MomentAccumulator:
     shift        subtracted from every row, for precision; the same on every rank
     bounds       (low, high) where columns are cut before anything else; None: nowhere.  How far a logit is beyond them
                  tells how loud an event is rather than whether it is there, and loud events hide the others.  Class
-                 means of the uncut columns are kept for `Moments.rise`, one fifth more memory
+                 means of the uncut columns are kept for `Moments.rise`, a third more memory
     """
 
     def __init__(
