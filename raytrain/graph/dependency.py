@@ -56,9 +56,7 @@ class ClassDependency:
 
 def lift_mask(lift: Float[np.ndarray, "c v"], threshold: float | int) -> Bool[np.ndarray, "v v"]:
     """Which edges x -> y between columns may be: all within a class, else where class(x) lifts y."""
-    c = len(lift)
-    same = np.tile(np.eye(c, dtype=bool), (2, 2))
-    mask = np.tile(lift > threshold, (2, 1)) | same
+    mask = np.tile(lift > threshold, (2, 1)) | ~unlike(len(lift))
     np.fill_diagonal(mask, False)
     return mask
 

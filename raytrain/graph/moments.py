@@ -220,7 +220,8 @@ class MomentAccumulator:
         return made
 
     def moments(self, groups: Float[np.ndarray, " g"] | None = None, *, permuted: bool = False) -> Moments:
-        """The sums over all groups, or over groups with these multiplicities; of permuted labels on request."""
+        """The sums over all groups, or over groups with these multiplicities; of permuted labels on request, which have
+        none of uncut columns."""
         times = np.ones(self.num_groups) if groups is None else groups
         names = ("null_count", "null_total", "null_squares") if permuted else ("count", "total", "squares")
         count, total, squares = (np.tensordot(times, getattr(self, name), 1) for name in names)
@@ -232,7 +233,7 @@ class MomentAccumulator:
             size = min(size, float(self.num_clips) * float(times.sum()) / self.num_groups)
         ridge = 0.01 if self.inputs == "probabilities" else 0.0
         outer = np.tensordot(times, self.outer, 1)
-        if self.bounds is None:
+        if self.bounds is None or permuted:
             return Moments(count, total, squares, outer, size, ridge)
         uncut = [np.tensordot(times, getattr(self, name), 1) for name in UNCUT]
         return Moments(count, total, squares, outer, size, ridge, *uncut)
@@ -250,7 +251,7 @@ class Moments:
     """n_eff = (sum w)^2 / sum w^2, at most the clips that there are."""
     ridge: float
     uncut_total: Float[np.ndarray, "c v"] | None = None
-    """The same of columns that were cut for all else; None where nothing was."""
+    """The same of columns that were cut for all else; None where nothing was, and of permuted labels."""
     uncut_squares: Float[np.ndarray, "c v"] | None = None
 
     def covariance(self, kind: Kind) -> Float[np.ndarray, "p p"]:

@@ -38,6 +38,19 @@ def world(n=6000, seed=3, nuisance=0.0, kind="events"):
     return made, moments, truth
 
 
+def two_dependencies(*, seed, second):
+    """Moments of 6,000 clips: hearing 0 raises the sight of 1 by 0.8, hearing 2 that of 3 by `second`."""
+    rng = np.random.default_rng(seed)
+    n = 6000
+    labels = rng.integers(CLASSES, size=n)
+    audio, visual = (rng.standard_normal((n, CLASSES)) + 2 * np.eye(CLASSES)[labels] for _ in range(2))
+    visual[:, 1] += 0.8 * audio[:, 0]
+    visual[:, 3] += second * audio[:, 2]
+    moments = MomentAccumulator(CLASSES)
+    moments.update(audio, visual, labels, np.arange(n))
+    return moments
+
+
 @pytest.mark.parametrize("kind", ["linear", "events"])
 def test_planted_dependencies_are_found_with_their_weights(kind):
     made, moments, truth = world(kind=kind)
@@ -57,14 +70,7 @@ def test_planted_dependencies_are_found_with_their_weights(kind):
 
 def test_competition_is_no_dependency_where_only_positive_effects_count():
     """Of two planted dependencies one is a suppression: sign = "positive" keeps the other alone."""
-    rng = np.random.default_rng(5)
-    n = 6000
-    labels = rng.integers(CLASSES, size=n)
-    audio, visual = (rng.standard_normal((n, CLASSES)) + 2 * np.eye(CLASSES)[labels] for _ in range(2))
-    visual[:, 1] += 0.8 * audio[:, 0]
-    visual[:, 3] -= 0.8 * audio[:, 2]
-    moments = MomentAccumulator(CLASSES)
-    moments.update(audio, visual, labels, np.arange(n))
+    moments = two_dependencies(seed=5, second=-0.8)
     found = {
         sign: class_dependency(moments, bootstraps=6, lift_threshold=None, sign=sign)
         for sign in ("any", "positive")
@@ -78,14 +84,7 @@ def test_competition_is_no_dependency_where_only_positive_effects_count():
 
 def test_small_effects_are_no_dependency_where_they_are_not_wanted():
     """Of two planted dependencies one is strong and one weak, both significant."""
-    rng = np.random.default_rng(6)
-    n = 6000
-    labels = rng.integers(CLASSES, size=n)
-    audio, visual = (rng.standard_normal((n, CLASSES)) + 2 * np.eye(CLASSES)[labels] for _ in range(2))
-    visual[:, 1] += 0.8 * audio[:, 0]
-    visual[:, 3] += 0.15 * audio[:, 2]
-    moments = MomentAccumulator(CLASSES)
-    moments.update(audio, visual, labels, np.arange(n))
+    moments = two_dependencies(seed=6, second=0.15)
     for least, expected in ((0.0, [[0, 1], [2, 3]]), (0.3, [[0, 1]])):
         found = class_dependency(moments, bootstraps=6, lift_threshold=None, min_effect=least)
         either = found.audio_to_visual + found.visual_to_audio.T > 0
