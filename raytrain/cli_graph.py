@@ -34,6 +34,16 @@ if TYPE_CHECKING:
     "--min-effect", type=float, help="Partial effects below it do not count. [default: the run's, 0]"
 )
 @click.option(
+    "--min-rise",
+    type=float,
+    help="Standard deviations by which the annotation of one class raises the other. [default: the run's, 0]",
+)
+@click.option(
+    "--less-mirror/--whole-effect",
+    default=None,
+    help="Take from an effect that of the same classes with the views exchanged. [default: the run's, whole]",
+)
+@click.option(
     "--orientation",
     type=click.Choice(["search", "annotation"]),
     help="What gives edges their direction. [default: the run's, search]",
@@ -54,6 +64,8 @@ def graph(
     frequency: float | None,
     sign: Sign | None,
     min_effect: float | None,
+    min_rise: float | None,
+    less_mirror: bool | None,
     orientation: Orientation | None,
     top: int,
     seed: int,
@@ -80,6 +92,8 @@ def graph(
         "frequency": frequency,
         "sign": sign,
         "min_effect": min_effect,
+        "min_rise": min_rise,
+        "less_mirror": less_mirror,
         "orientation": orientation,
     }
     settings = _settings(source) | {name: value for name, value in asked.items() if value is not None}
@@ -106,10 +120,8 @@ def graph(
         f"{found.verdict}: {len(rows)} stable edges, at most {found.false_bound:.1f} expected false, ",
         nl=False,
     )
-    click.echo(
-        f"{found.permuted_edges} under permuted labels; n = {found.num_samples:.0f}; "
-        + ", ".join(f"{name} {value}" for name, value in settings.items())
-    )
+    click.echo(f"{found.permuted_edges} under permuted labels; n = {found.num_samples:.0f}")
+    click.echo("  " + ", ".join(f"{name} {value}" for name, value in settings.items()))
     for row in rows[:top]:
         click.echo(
             f"  {row['source']} -> {row['target']}  frequency {row['frequency']:.2f}  "
@@ -129,7 +141,7 @@ def _settings(source: Path) -> dict[str, Any]:
 
     settings: dict[str, Any] = {
         "penalty": 1.0, "lift_threshold": 4.0, "bootstraps": 100, "frequency": 0.75, "sign": "any",
-        "min_effect": 0.0, "orientation": "search",
+        "min_effect": 0.0, "min_rise": 0.0, "less_mirror": False, "orientation": "search",
     }  # fmt: skip
     config = source / "config.json"
     if config.exists():

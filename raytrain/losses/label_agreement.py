@@ -64,6 +64,18 @@ def either(first: Float[Tensor, "b c"], second: Float[Tensor, "b c"]) -> Float[T
     return torch.logsumexp(torch.stack([first, second, first + second]), dim=0)
 
 
+def one_of(logits: Float[Tensor, "b c"], labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    r"""How unlikely it is that the annotation is the annotated one of a clip's events; 0 where none is annotated.
+
+        -log  o_y / sum_k o_k,    o_k = s_k / (1 - s_k) = e^u_k
+
+    Luce's choice rule (1959), an event being chosen in proportion to its odds.  Of `either`'s logits the odds are
+    (1 + o_1k)(1 + o_2k) - 1: an event that is heard and seen outweighs one that is only heard, and of two events the
+    fainter one need not be told absent for the other to be annotated, as it need in BCE.
+    """
+    return F.cross_entropy(logits, labels.clamp(min=0), reduction="none") * (labels != UNANNOTATED)
+
+
 def jensen_shannon(
     first: Float[Tensor, "b c"], second: Float[Tensor, "b c"], *, temperature: float
 ) -> Float[Tensor, " b"]:

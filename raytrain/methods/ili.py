@@ -2,9 +2,7 @@ r"""ILI, inferred latent interactions: a teacher of agreeing soft labels, the gr
 
 Zeng et al., *Inferred latent interactions* (AV-SAL, ILI, LIR).  One event of a clip is annotated, others happen.
 
-    AV-SAL   BCE(s_a, y) + BCE(s_v, y) + lambda_al JS(softmax(u_a/T), softmax(u_v/T))     losses.label_agreement
-    here     w_each (BCE(s_a, y) + BCE(s_v, y)) + w_either BCE(1 - (1 - s_a)(1 - s_v), y) + w_nce InfoNCE(h_a, h_v)
-             + lambda_al JS
+    AV-SAL   BCE(s_a, y) + BCE(s_v, y) + lambda_al JS(softmax(u_a/T), softmax(u_v/T))     methods.ili_teacher
     s        sigmoid(a u + b), calibrated on the held-out rows                              fit_calibration
     A^       dependencies of the classes heard and seen, from moments of the teacher's u   graph.dependency
     LIR      sum_{i->j} A^_ij mean_{S_ij} s_n[i] s_m[j] D(z_n, z_m),
@@ -26,9 +24,14 @@ Departs from the paper ([code]: the authors' code; the rest is ours where both a
   so that what is heard does not answer for what is only seen; `each_view` is the weight of the paper's.
 - The teacher's embeddings h of a clip's two views are contrasted with those of other clips at first (`contrast`), which
   teaches it events that nobody annotated; not to the end, for what is heard would then tell what is seen with it.
+- The annotation is one of the clip's events, the likelier the more odds the event has (`one_of`, Luce's choice rule,
+  1959): an event that is fainter than the annotated one loses nothing by not being annotated.
+- Features are decoded from the soft labels alone (`reconstruction`): what is heard and seen has to be told by events,
+  those that always come with a louder one included, which no annotation teaches.
 - The graph takes logits cut at `logit_bounds`, with the annotated class as context (docs/graph.md), from the run's own
-  moments; edges with a negative or a small partial effect are left out (`search.sign`, `search.min_effect`), and an
-  edge goes to where the annotation of the other raises more (`search.orientation`).
+  moments; edges with a negative or a small partial effect are left out (`search.sign`, `search.min_effect`), what the
+  mirrored pair has is taken from the effect (`search.less_mirror`), an effect rises with the annotation of its cause
+  (`search.min_rise`), and an edge goes to where the annotation of the other raises more (`search.orientation`).
 - The teacher may be larger than the student (`teacher_hidden`).
 - Soft labels come from a moving average of the teacher (`teacher_average`).  With `after_teaching = "frozen"` the
   average stands still and the teacher's own weights, which then have gradients of zero, are read by nobody.
@@ -43,18 +46,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from raytrain.config import Model
 from raytrain.data.reading import Annotation
 from raytrain.graph.dependency import ClassDependency
-from raytrain.losses.label_agreement import (
-    either,
-    fit_calibration,
-    jensen_shannon,
-    label_error,
-)
+from raytrain.losses.label_agreement import fit_calibration
 from raytrain.losses.latent_interaction import (
     Latent,
     activated,
@@ -67,9 +65,10 @@ from raytrain.losses.softmax import info_nce, supervised_contrastive
 from raytrain.losses.triplet import triplet
 from raytrain.methods.base import GraphPlan, Method
 from raytrain.methods.ili_settings import IliSettings
+from raytrain.methods.ili_teacher import AvSal
 from raytrain.models.autoencoder import move_towards
 from raytrain.models.towers import Towers, ViewInput
-from raytrain.types import UNANNOTATED, Batch, Loss, Progress, Rows, mean_over_world
+from raytrain.types import Batch, Loss, Progress, Rows
 
 TEACHER, STUDENT, GIVEN = 0, 1, 2
 """Phases: the teacher trains; it has trained; it came from another run."""
@@ -97,6 +96,9 @@ class Ili(Method):
         )
         self.teacher = Towers(views, own, num_classes=num_classes)
         self.slow = copy.deepcopy(self.teacher).requires_grad_(False).eval()
+        sizes = {name: view.size for name, view in views.items()}
+        width = own.hidden[-1] if own.hidden else own.embedding
+        self.av_sal = AvSal(settings, sizes, num_classes=num_classes, width=width)
         self.proxies: nn.Parameter | None = None
         if settings.loss == "proxy-triplet":
             self.proxies = nn.Parameter(torch.randn(num_classes, model.embedding))
@@ -244,38 +246,13 @@ class Ili(Method):
 
     def rows(self, batch: Batch, progress: Progress) -> Rows:
         """The student's embeddings; of the teacher, AV-SAL by row, its embeddings and its soft labels as extras."""
-        extras = {}
+        extras: dict[str, Tensor] = {}
         if self._teaching:
-            assert batch.labels is not None
-            embeddings, by_view = self.teacher(batch.views)
-            logits = list(by_view.values())
-            extras["label error"] = self._label_error(logits[0], logits[1], batch.labels)[:, None]
-            temperature = self.settings.alignment_temperature
-            extras["divergence"] = jensen_shannon(*logits, temperature=temperature)[:, None]
-            if self._contrast(progress) > 0:
-                extras |= {f"teacher {view}": h for view, h in embeddings.items()}
+            extras |= self.av_sal.extras(self.teacher, batch, progress)
         if self._has_graph:
             for view, logit in self.soft_labels(batch.views).items():
                 extras[f"soft {view}"] = torch.sigmoid(logit)
         return Rows(batch.row, self.towers(batch.views)[0], labels=batch.labels, extras=extras)
-
-    def _label_error(
-        self, first: Float[Tensor, "b c"], second: Float[Tensor, "b c"], labels: Int[Tensor, " b"]
-    ) -> Float[Tensor, " b"]:
-        """What each view says of the annotation, and both together, by their weights."""
-        s = self.settings
-        fitted = ((s.each_view, first), (s.each_view, second), (s.either_view, either(first, second)))
-        errors = [
-            weight
-            * label_error(logits, labels, kind=s.label_error, smoothing=s.smoothing, annotated=s.annotated)
-            for weight, logits in fitted
-        ]
-        return torch.stack(errors).sum(dim=0)
-
-    def _contrast(self, progress: Progress) -> float:
-        """The weight of the teacher's InfoNCE."""
-        s = self.settings
-        return s.contrast * max(0.0, 1 - progress.t / (s.contrast_until * s.t_teach))
 
     def loss(self, here: Rows, world: Rows, progress: Progress) -> Loss:
         total, terms, active = self._metric(here, world, progress)
@@ -284,35 +261,12 @@ class Ili(Method):
             terms["lir"] = self._latent_interaction(here, world, progress)
             total = total + weight * terms["lir"]
         if self._teaching:
-            assert world.labels is not None
-            annotated = (world.labels != UNANNOTATED).sum().clamp(min=1)
-            terms["label_error"] = here.extras["label error"].sum() * world.num_ranks / annotated
-            terms["divergence"] = mean_over_world(here.extras["divergence"].squeeze(1), world)
-            total = total + terms["label_error"] + self.settings.alignment * terms["divergence"]
-            if (weight := self._contrast(progress)) > 0:
-                terms["contrast"] = self._agreement_of_pairs(here, world)
-                total = total + weight * terms["contrast"]
+            taught, of_teacher = self.av_sal.loss(here, world, progress)
+            total, terms = total + taught, terms | of_teacher
         else:  # data-parallel training waits for the gradient of every parameter
-            total = total + 0 * torch.stack([p.sum() for p in self.teacher.parameters()]).sum()
+            unused = [*self.teacher.parameters(), *self.av_sal.parameters()]
+            total = total + 0 * torch.stack([p.sum() for p in unused]).sum()
         return Loss(total, terms, active)
-
-    def _agreement_of_pairs(self, here: Rows, world: Rows) -> Tensor:
-        """InfoNCE between the teacher's embeddings, a clip's other view against that of all clips; both directions."""
-        relation = Relation.between(here, world, views="cross", by="pairs")
-        parts = [
-            world_mean(
-                info_nce(
-                    here.extras[f"teacher {query}"],
-                    world.extras[f"teacher {key}"],
-                    relation,
-                    temperature=self.settings.contrast_temperature,
-                    gradient_above=0.0,
-                ),
-                relation,
-            )
-            for query, key in (self.views, self.views[::-1])
-        ]
-        return torch.stack(parts).mean()
 
     def _ramp(self, t: float) -> float:
         since = t - (0.0 if self._phase == GIVEN else self.settings.t_teach)

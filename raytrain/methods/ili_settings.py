@@ -37,6 +37,14 @@ class Search(Section):
         "positive", description="edges with a negative partial effect are competition, not company"
     )
     min_effect: float = Field(0.03, ge=0, lt=1, description="partial effects below it are no dependency")
+    min_rise: float = Field(
+        0.0,
+        ge=0,
+        description="clips annotated with the cause raise its effect by so many standard deviations",
+    )
+    less_mirror: bool = Field(
+        False, description="of the effect, that of the same classes with the views exchanged is taken away"
+    )
     orientation: Orientation = Field(
         "annotation", description="what gives an edge its direction; search: where v-structures tell"
     )
@@ -70,6 +78,16 @@ class IliSettings(Section):
     )
     contrast_until: float = Field(0.6, gt=0, le=1, description="share of t_teach in which it falls to 0")
     contrast_temperature: float = Field(0.2, gt=0)
+    one_of: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the softmax over the events: the annotation is one of them; 0: the paper's",
+    )
+    reconstruction: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the features' mean squared error, decoded from the soft labels; 0: the paper's",
+    )
     alignment: float = Field(0.1, ge=0, description="lambda_al")
     alignment_temperature: float = Field(1.0, gt=0, description="T of the softmax in JS")
     teacher_hidden: tuple[int, ...] | None = Field(

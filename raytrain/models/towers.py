@@ -60,6 +60,12 @@ class Towers(nn.Module):
         """The towers' outputs before they are set to unit norm."""
         return {name: self.towers[name](x) for name, x in views.items() if name in self.towers}
 
+    def scaled(self, view: str, x: Float[Tensor, "b f"]) -> Float[Tensor, "b f"]:
+        """The features of a view as its tower's first layer sees them."""
+        scaling = self.towers[view][0]  # type: ignore[index]
+        assert isinstance(scaling, Scaling)
+        return scaling(x)
+
     def forward(
         self, views: Mapping[str, Float[Tensor, "b _"]]
     ) -> tuple[dict[str, Float[Tensor, "b d"]], dict[str, Float[Tensor, "b c"]]]:

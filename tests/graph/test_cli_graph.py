@@ -55,7 +55,8 @@ def test_a_run_is_read_from_its_moments_and_gets_a_board(
     done = CliRunner().invoke(graph, [str(tmp_path), "--frequency", "0.9", "--min-effect", "0.1"])
     assert done.exit_code == 0, done.output
     settings = json.loads((tmp_path / "dependency.json").read_text())["settings"]
-    assert settings == search | {"lift_threshold": 4.0, "frequency": 0.9, "min_effect": 0.1}
+    asked = {"frequency": 0.9, "min_effect": 0.1}
+    assert settings == search | {"lift_threshold": 4.0, "min_rise": 0.0, "less_mirror": False} | asked
     assert "class 0 (audio) -> class 1 (visual)" in done.output
     assert list((tmp_path / "tensorboard").glob("events*"))
 

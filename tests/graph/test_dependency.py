@@ -91,6 +91,41 @@ def test_small_effects_are_no_dependency_where_they_are_not_wanted():
         assert np.argwhere(either).tolist() == expected
 
 
+def test_what_the_mirrored_pair_has_too_is_no_dependency():
+    """Classes 2 and 3 go together whether heard or seen; of 0 and 1 only what is heard tells what is seen."""
+    rng = np.random.default_rng(8)
+    n = 8000
+    labels = rng.integers(CLASSES, size=n)
+    audio, visual = (rng.standard_normal((n, CLASSES)) + 2 * np.eye(CLASSES)[labels] for _ in range(2))
+    visual[:, 1] += 0.5 * audio[:, 0]
+    visual[:, 3] += 0.5 * audio[:, 2]
+    audio[:, 3] += 0.45 * visual[:, 2]
+    moments = MomentAccumulator(CLASSES)
+    moments.update(audio, visual, labels, np.arange(n))
+    for less_mirror, expected in ((False, {(0, 1), (2, 3), (3, 2)}), (True, {(0, 1)})):
+        found = class_dependency(
+            moments, bootstraps=6, lift_threshold=None, min_effect=0.1, less_mirror=less_mirror
+        )
+        across = found.edge_frequency[:CLASSES, CLASSES:] >= 0.5
+        assert {(x, y) for x, y in np.argwhere(across).tolist() if x != y} == expected
+
+
+def test_a_dependency_shows_where_its_cause_is_annotated():
+    """The annotation of 0 raises the sight of 1.  Hearing 2 tells the sight of 3, but not where 2 is annotated."""
+    rng = np.random.default_rng(9)
+    n = 8000
+    labels = rng.integers(CLASSES, size=n)
+    audio, visual = (rng.standard_normal((n, CLASSES)) + 2 * np.eye(CLASSES)[labels] for _ in range(2))
+    visual[:, 1] += 0.5 * audio[:, 0]
+    visual[:, 3] += 0.5 * (audio[:, 2] - 2 * (labels == 2))
+    moments = MomentAccumulator(CLASSES)
+    moments.update(audio, visual, labels, np.arange(n))
+    for least, expected in ((0.0, [[0, 1], [2, 3]]), (0.3, [[0, 1]])):
+        found = class_dependency(moments, bootstraps=6, lift_threshold=None, sign="positive", min_rise=least)
+        across = found.edge_frequency[:CLASSES, CLASSES:] >= 0.5
+        assert [pair for pair in np.argwhere(across).tolist() if pair[0] != pair[1]] == expected
+
+
 def test_the_annotation_orients_what_noise_hides_from_the_search():
     """Hearing 0 brings the sight of 1, and both are seen through noise.  One event is annotated, the loudest; what was
     brought is faint.  Clips of 0 hold 1 more often than clips of 1 hold 0."""

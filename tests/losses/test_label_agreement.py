@@ -10,7 +10,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from raytrain.losses.label_agreement import either, fit_calibration, jensen_shannon, label_error
+from raytrain.losses.label_agreement import either, fit_calibration, jensen_shannon, label_error, one_of
+from raytrain.types import UNANNOTATED
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -112,6 +113,26 @@ def test_either_is_the_noisy_or_and_finite_where_both_are_sure() -> None:
     for u, v, expected in ((-300.0, -300.0, -300 + math.log(2)), (-300.0, 5.0, 5.0), (300.0, 300.0, 600.0)):
         found = either(torch.tensor([[u]]), torch.tensor([[v]]))
         assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_annotation_is_one_of_the_events_by_their_odds() -> None:
+    first, second = logits(6, 5), logits(6, 5)
+    labels = torch.tensor([2, 0, UNANNOTATED, 4, 1, 0])
+    found = one_of(either(first, second), labels)
+    for n, label in enumerate(labels.tolist()):
+        odds = [(1 + math.exp(a)) * (1 + math.exp(v)) - 1 for a, v in zip(first[n], second[n], strict=True)]
+        expected = 0.0 if label == UNANNOTATED else -math.log(odds[label] / sum(odds))
+        assert found[n].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_fainter_event_need_not_be_absent_for_another_to_be_annotated() -> None:
+    """What BCE asks of a hidden event is that it goes; the choice of a louder one asks next to nothing of it."""
+    u = torch.tensor([[8.0, 3.0]], dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0])
+    (choice,) = torch.autograd.grad(one_of(u, labels).sum(), u)
+    (fit,) = torch.autograd.grad(label_error(u, labels, kind="bce", smoothing=0.0, annotated=1.0).sum(), u)
+    assert 0 < choice[0, 1] < 0.01 < 0.4 < fit[0, 1]
+    assert torch.isfinite(one_of(torch.full((1, 2), 1e4), labels)).all()
 
 
 def test_calibration_of_separable_rows_stays_finite() -> None:

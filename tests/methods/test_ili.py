@@ -75,7 +75,7 @@ def weights_of(method: Ili, part: str) -> Tensor:
 
 
 def test_the_teacher_stage_is_av_sal_and_the_metric_loss() -> None:
-    paper = {"each_view": 1.0, "either_view": 0.0, "contrast": 0.0}
+    paper = {"each_view": 1.0, "either_view": 0.0, "contrast": 0.0, "one_of": 0.0, "reconstruction": 0.0}
     method = ili(smoothing=0.2, annotated=0.4, alignment=0.3, alignment_temperature=2.0, **paper)
     found = step(method)
     rows = method.rows(HELD_OUT, PROGRESS)
@@ -102,7 +102,8 @@ def test_the_teacher_stage_is_av_sal_and_the_metric_loss() -> None:
 def test_the_teacher_also_learns_what_is_in_either_view_and_which_views_are_of_one_clip() -> None:
     """Against loops: BCE of the noisy or of both views, and InfoNCE over the clips of the world, falling to 0."""
     values = {"each_view": 0.5, "either_view": 2.0, "contrast": 0.7, "contrast_until": 0.5, "t_teach": 0.8}
-    method = ili(annotated=0.4, alignment=0.0, contrast_temperature=0.3, **values)
+    others = {"one_of": 0.0, "reconstruction": 0.0}
+    method = ili(annotated=0.4, alignment=0.0, contrast_temperature=0.3, **values, **others)
     embeddings, logits = method.teacher(HELD_OUT.views)
     audio, visual = (torch.sigmoid(u) for u in logits.values())
     label_errors, known = 0.0, [n for n in range(N) if HELD_OUT.labels[n] >= 0]
@@ -128,6 +129,33 @@ def test_the_teacher_also_learns_what_is_in_either_view_and_which_views_are_of_o
         assert found["loss"].item() == pytest.approx(
             sum(metric).item() / 2 + label_errors + 0.7 * share * contrast, rel=1e-9
         )
+
+
+def test_the_teacher_tells_which_event_is_annotated_and_what_the_features_were() -> None:
+    """Against loops: the choice among a clip's events, and features decoded from soft labels alone."""
+    others = {"alignment": 0.0, "contrast": 0.0}
+    method = ili(one_of=0.3, reconstruction=0.7, **others)
+    without = ili(one_of=0.0, reconstruction=0.0, **others)
+    assert without.av_sal.decoders is None and method.av_sal.decoders is not None
+    without.load_state_dict({n: v for n, v in method.state_dict().items() if "decoders" not in n})
+    logits = method.teacher(HELD_OUT.views)[1]
+    choice, known = 0.0, [n for n in range(N) if HELD_OUT.labels[n] >= 0]
+    for n in known:
+        odds = [
+            (1 + math.exp(a)) * (1 + math.exp(v)) - 1
+            for a, v in zip(logits["audio"][n].tolist(), logits["visual"][n].tolist(), strict=True)
+        ]
+        choice -= math.log(odds[int(HELD_OUT.labels[n])] / sum(odds)) / len(known)
+    error = 0.0
+    for view, decode in zip(("audio", "visual"), method.av_sal.decoders.decoders, strict=True):
+        told = decode(torch.log(1 + torch.exp(logits[view])))
+        for x, y in zip(told.flatten().tolist(), HELD_OUT.views[view].flatten().tolist(), strict=True):
+            error += (x - y) ** 2 / told.numel()
+    found, plain = step(method), step(without)
+    assert found["one_of"].item() == pytest.approx(choice, rel=1e-9)
+    assert found["reconstruction"].item() == pytest.approx(error, rel=1e-9)
+    assert found["loss"].item() == pytest.approx(plain["loss"].item() + 0.3 * choice + 0.7 * error, rel=1e-9)
+    assert any(name.startswith("av_sal.decoders") and g.abs().max() > 0 for name, g in found.items())
 
 
 def test_student_and_teacher_share_no_gradient() -> None:
