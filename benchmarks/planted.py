@@ -200,8 +200,11 @@ def summary(
         names = worlds if world == "all worlds" else [world]
         maps = {m: np.concatenate([of(w, m, "map") for w in names]) for m in methods}
         plain = [m for m in ("info-nce", "info-nce, tau .05", "triplet") if m in methods]
-        ranked = sorted(plain, key=lambda m, maps=maps: float(maps[m].mean()))  # type: ignore[misc]
-        best = ranked[-1] if ranked else None
+        distilled = [m for m in methods if m.startswith("psd")]
+        best, best_psd = (
+            max(group, key=lambda m, maps=maps: float(maps[m].mean()), default=None)  # type: ignore[misc]
+            for group in (plain, distilled)
+        )
         for method in methods:
             mine = [r for r in rows if r["method"] == method and r["world"] in names]
             entry: dict[str, Any] = {"world": world, "method": method, "num": len(maps[method])}
@@ -209,7 +212,7 @@ def summary(
             entry["map_sd"] = round(float(maps[method].std(ddof=1)), 4) if len(maps[method]) > 1 else None
             against: dict[str, str | None] = {
                 "best plain": best,
-                "psd": "psd",
+                "psd": best_psd,
                 "without LIR": "ili without LIR",
             }
             for name, other in against.items():
