@@ -202,7 +202,7 @@ def summary(
         plain = [m for m in ("info-nce", "info-nce, tau .05", "triplet") if m in methods]
         distilled = [m for m in methods if m.startswith("psd")]
         best, best_psd = (
-            max(group, key=lambda m, maps=maps: float(maps[m].mean()), default=None)  # type: ignore[misc]
+            max(group, key=lambda m, maps=maps: float(maps[m].mean()), default=None)
             for group in (plain, distilled)
         )
         for method in methods:
