@@ -1,10 +1,12 @@
-r"""AV-SAL, what ILI's teacher learns by: the paper's two terms and ours.  Departures stand in `raytrain.methods.ili`.
+r"""AV-SAL, what ILI's teacher learns by: the paper's two terms and ours.
 
-label error     w_each (BCE(s_a, y) + BCE(s_v, y)) + w_either BCE(e, y),  e = 1 - (1 - s_a)(1 - s_v)
-divergence      JS(softmax(u_a / T), softmax(u_v / T))                                losses.label_agreement
-one of          -log o_y / sum_k o_k,  o = e / (1 - e): the odds of the event being heard or seen
-reconstruction  ||D_a(softplus u_a) - a||^2 + ||D_v(softplus u_v) - v||^2, mean over features
-contrast        InfoNCE(h_a, h_v), h the unit-norm embeddings                          losses.softmax
+    label error     w_each (BCE(s_a, y) + BCE(s_v, y)) + w_either BCE(e, y),  e = 1 - (1 - s_a)(1 - s_v)
+    divergence      JS(softmax(u_a / T), softmax(u_v / T))                                losses.label_agreement
+    one of          -log o_y / sum_k o_k,  o = e / (1 - e): the odds of the event being heard or seen
+    reconstruction  ||D_a(softplus u_a) - a||^2 + ||D_v(softplus u_v) - v||^2, mean over features
+    contrast        InfoNCE(h_a, h_v), h the unit-norm embeddings                          losses.softmax
+
+Departures from the paper stand in `raytrain.methods.ili`.
 """
 
 from __future__ import annotations
@@ -48,12 +50,13 @@ class AvSal(nn.Module):
         s = self.settings
         embeddings, logits = teacher(batch.views)
         first, second = logits.values()
+        heard_or_seen = either(first, second)
         extras = {
-            "label error": self._label_error(first, second, batch.labels)[:, None],
+            "label error": self._label_error(first, second, heard_or_seen, batch.labels)[:, None],
             "divergence": jensen_shannon(first, second, temperature=s.alignment_temperature)[:, None],
         }
         if s.one_of > 0:
-            extras["one of"] = one_of(either(first, second), batch.labels)[:, None]
+            extras["one of"] = one_of(heard_or_seen, batch.labels)[:, None]
         if self.decoders is not None:
             extras["reconstruction"] = self._reconstruction_error(teacher, batch, logits)[:, None]
         if self.contrast(progress) > 0:
@@ -61,11 +64,15 @@ class AvSal(nn.Module):
         return extras
 
     def _label_error(
-        self, first: Float[Tensor, "b c"], second: Float[Tensor, "b c"], labels: Int[Tensor, " b"]
+        self,
+        first: Float[Tensor, "b c"],
+        second: Float[Tensor, "b c"],
+        heard_or_seen: Float[Tensor, "b c"],
+        labels: Int[Tensor, " b"],
     ) -> Float[Tensor, " b"]:
         """What each view says of the annotation, and both together, by their weights."""
         s = self.settings
-        fitted = ((s.each_view, first), (s.each_view, second), (s.either_view, either(first, second)))
+        fitted = ((s.each_view, first), (s.each_view, second), (s.either_view, heard_or_seen))
         errors = [
             weight
             * label_error(logits, labels, kind=s.label_error, smoothing=s.smoothing, annotated=s.annotated)
@@ -79,11 +86,11 @@ class AvSal(nn.Module):
         """Of the scaled features of both views, from nothing but how much of each event is heard and seen."""
         assert self.decoders is not None
         decoded = self.decoders({view: F.softplus(logits[view]) for view in self.views})
-        errors = [
-            F.mse_loss(decoded[view, view].to(x.dtype), x, reduction="none").mean(dim=1)
-            for view in self.views
-            for x in [teacher.scaled(view, batch.views[view])]
-        ]
+        errors = []
+        for view in self.views:
+            features = teacher.scaled(view, batch.views[view])
+            told = decoded[view, view].to(features.dtype)
+            errors.append(F.mse_loss(told, features, reduction="none").mean(dim=1))
         return torch.stack(errors).sum(dim=0)
 
     def loss(self, here: Rows, world: Rows, progress: Progress) -> tuple[Tensor, dict[str, Tensor]]:
