@@ -48,6 +48,12 @@ if TYPE_CHECKING:
     type=click.Choice(["search", "annotation"]),
     help="What gives edges their direction. [default: the run's, search]",
 )
+@click.option(
+    "--one-view",
+    type=click.FloatRange(min=0),
+    help="Of a file with clips: count those whose class has a logit above 0 in one view and below minus this in the "
+    "other. [default: all]",
+)
 @click.option("--top", default=20, show_default=True, help="Rows of the table to print.")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
@@ -67,6 +73,7 @@ def graph(
     min_rise: float | None,
     less_mirror: bool | None,
     orientation: Orientation | None,
+    one_view: float | None,
     top: int,
     seed: int,
     tensorboard: bool | None,
@@ -84,7 +91,7 @@ def graph(
     from raytrain.graph.dependency import class_dependency
     from raytrain.graph.draw import dependency_figure, edge_table
 
-    moments, classes = _read(source)
+    moments, classes = _read(source, one_view)
     asked = {
         "penalty": penalty,
         "lift_threshold": lift,
@@ -164,7 +171,7 @@ def _to_board(folder: Path, figure: Figure, rows: list[dict[str, Any]]) -> None:
         writer.add_text("dependency/edges", "\n".join(lines))
 
 
-def _read(source: Path) -> tuple[MomentAccumulator, list[str]]:
+def _read(source: Path, one_view: float | None) -> tuple[MomentAccumulator, list[str]]:
     import numpy as np
 
     from raytrain.graph.moments import MomentAccumulator
@@ -184,12 +191,17 @@ def _read(source: Path) -> tuple[MomentAccumulator, list[str]]:
         arrays = {name: data[name] for name in data.files}
     try:
         if "outer" in arrays:
+            if one_view is not None:
+                raise ValueError(
+                    "it holds moments, of which no clip can be taken back; train with method.one_view, or name an .npz "
+                    "with audio, visual and labels"
+                )
             moments = MomentAccumulator.from_arrays(arrays)
         else:
             missing = [name for name in ("audio", "visual", "labels") if name not in arrays]
             if missing:
                 raise ValueError(f"{', '.join(missing)} missing; it holds {', '.join(arrays) or 'nothing'}")
-            moments = MomentAccumulator(arrays["audio"].shape[1])
+            moments = MomentAccumulator(arrays["audio"].shape[1], one_view=one_view)
             labels = arrays["labels"].astype(np.int64)
             moments.update(arrays["audio"], arrays["visual"], labels, np.arange(len(labels)))
     except ValueError as error:

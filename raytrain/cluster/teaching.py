@@ -152,7 +152,11 @@ class Teaching:
     def _empty(self) -> MomentAccumulator:
         assert self._plan is not None, "moments are counted for a graph"
         return MomentAccumulator(
-            self._num_classes, num_clips=self._order.num_rows, bounds=self._plan.bounds, seed=self._seed
+            self._num_classes,
+            num_clips=self._order.num_rows,
+            bounds=self._plan.bounds,
+            one_view=self._plan.one_view,
+            seed=self._seed,
         )
 
     def _ask(self, plan: GraphPlan, step: int) -> None:

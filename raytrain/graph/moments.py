@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import Bool, Float, Int, UInt64
 
 Kind = Literal["context", "within", "total"]
 FIELDS = (
@@ -28,8 +28,8 @@ FIELDS = (
     "null_squares",
     "outer",
 )
-UNCUT = ("uncut_total", "uncut_squares")
-"""Beside them, where columns are cut at bounds."""
+UNCUT = ("uncut_count", "uncut_total", "uncut_squares")
+"""Beside them, of all clips and of uncut columns, where the others are of some clips or of cut columns."""
 
 
 class MomentAccumulator:
@@ -45,6 +45,10 @@ class MomentAccumulator:
     bounds       (low, high) where columns are cut before anything else; None: nowhere.  How far a logit is beyond them
                  tells how loud an event is rather than whether it is there, and loud events hide the others.  Class
                  means of the uncut columns are kept for `Moments.rise`, a third more memory
+    one_view     only clips count whose annotated class is told in one view: its logit is above 0 there and below
+                 -one_view in the other; None: all.  A class that is heard and seen is louder than what happens beside
+                 it, which is then not annotated, and a teacher learns it to be absent there.  Class means for
+                 `Moments.rise` are of all clips
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class MomentAccumulator:
         num_clips: int | None = None,
         shift: Float[np.ndarray, " v"] | None = None,
         bounds: tuple[float, float] | None = None,
+        one_view: float | None = None,
         seed: int = 0,
     ) -> None:
         if num_classes < 2 or num_groups < 2 or not 0 < decay <= 1:
@@ -68,7 +73,12 @@ class MomentAccumulator:
         self.num_classes, self.num_groups, self.num_clips = c, g, num_clips
         if bounds is not None and not bounds[0] < bounds[1]:
             raise ValueError(f"bounds are {bounds}; the lower one comes first, e.g. (-2, 1)")
+        if one_view is not None and one_view < 0:
+            raise ValueError(
+                f"one_view is {one_view}; a distance of logits below 0 is allowed, e.g. 1, or None"
+            )
         self.inputs, self.decay, self.seed = inputs, float(decay), seed
+        self.one_view = None if one_view is None else float(one_view)
         self.bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
         self.shift = np.zeros(v) if shift is None else np.asarray(shift, np.float64)
         if self.shift.shape != (v,):
@@ -82,14 +92,19 @@ class MomentAccumulator:
         self.null_total = np.zeros((g, c, v))
         self.null_squares = np.zeros((g, c, v))
         self.outer = np.zeros((g, v, v))
-        if bounds is not None:
+        if self._keeps_uncut:
+            self.uncut_count = np.zeros((g, c))
             self.uncut_total = np.zeros((g, c, v))
             self.uncut_squares = np.zeros((g, c, v))
 
     @property
+    def _keeps_uncut(self) -> bool:
+        return self.bounds is not None or self.one_view is not None
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Names of the arrays that hold sums."""
-        return FIELDS if self.bounds is None else FIELDS + UNCUT
+        return FIELDS + UNCUT if self._keeps_uncut else FIELDS
 
     def update(
         self,
@@ -133,9 +148,15 @@ class MomentAccumulator:
         uncut = np.concatenate([audio, visual], axis=1)[known]
         rows = (uncut if self.bounds is None else np.clip(uncut, *self.bounds)) - self.shift
         labels, shuffled = labels[known], permuted[known]
+        counted = self._counted(uncut, labels)
         group = (hashed(clips[known], self.seed) % np.uint64(self.num_groups)).astype(np.int64)
         for g in np.unique(group):
             here = group == g
+            if self._keeps_uncut:
+                np.add.at(self.uncut_count[g], labels[here], 1.0)
+                np.add.at(self.uncut_total[g], labels[here], uncut[here])
+                np.add.at(self.uncut_squares[g], labels[here], uncut[here] ** 2)
+            here &= counted
             x = rows[here]
             for count, total, squares, names in (
                 (self.count, self.total, self.squares, labels[here]),
@@ -144,12 +165,22 @@ class MomentAccumulator:
                 np.add.at(count[g], names, 1.0)
                 np.add.at(total[g], names, x)
                 np.add.at(squares[g], names, x * x)
-            if self.bounds is not None:
-                np.add.at(self.uncut_total[g], labels[here], uncut[here])
-                np.add.at(self.uncut_squares[g], labels[here], uncut[here] ** 2)
             self.outer[g] += x.T @ x
             self.weight[g] += len(x)
             self.weight_of_squares[g] += len(x)
+
+    def _remedy(self) -> str:
+        return "update them first" if self.one_view is None else f"lower one_view, which is {self.one_view:g}"
+
+    def _counted(
+        self, uncut: Float[np.ndarray, "n v"], labels: Int[np.ndarray, " n"]
+    ) -> Bool[np.ndarray, " n"]:
+        """The rows whose annotated class is told in one view; all of them where `one_view` is None."""
+        if self.one_view is None:
+            return np.ones(len(labels), bool)
+        row = np.arange(len(labels))
+        heard, seen = uncut[row, labels], uncut[row, self.num_classes + labels]
+        return (np.maximum(heard, seen) > 0) & (np.minimum(heard, seen) < -self.one_view)
 
     def merge(self, other: MomentAccumulator) -> None:
         """Adds the moments of another part of the clips; ValueError unless both were made alike."""
@@ -165,6 +196,7 @@ class MomentAccumulator:
             "num_groups": self.num_groups,
             "inputs": self.inputs,
             "bounds": self.bounds,
+            "one_view": self.one_view,
             "seed": self.seed,
         }
 
@@ -196,6 +228,8 @@ class MomentAccumulator:
         arrays["probabilities"] = np.array(self.inputs == "probabilities")
         if self.bounds is not None:
             arrays["bounds"] = np.array(self.bounds)
+        if self.one_view is not None:
+            arrays["one_view"] = np.array(self.one_view)
         return arrays
 
     @staticmethod
@@ -213,8 +247,10 @@ class MomentAccumulator:
             num_clips=None if int(arrays["num_clips"]) < 0 else int(arrays["num_clips"]),
             shift=np.array(arrays["shift"]),
             bounds=tuple(arrays["bounds"].tolist()) if "bounds" in arrays else None,
+            one_view=float(arrays["one_view"]) if "one_view" in arrays else None,
             seed=int(arrays["seed"]),
         )
+        arrays = {"uncut_count": arrays["count"], **arrays}  # it is not in moments from before `one_view`
         for name in made.fields:
             setattr(made, name, np.array(arrays[name], np.float64))
         return made
@@ -227,13 +263,13 @@ class MomentAccumulator:
         count, total, squares = (np.tensordot(times, getattr(self, name), 1) for name in names)
         weight, of_squares = float(times @ self.weight), float(times @ self.weight_of_squares)
         if weight <= 1:
-            raise ValueError(f"the moments hold {weight:g} clips; at least 2 are needed: update them first")
+            raise ValueError(f"the moments hold {weight:g} clips; at least 2 are needed: {self._remedy()}")
         size = weight**2 / of_squares
         if self.num_clips is not None:
             size = min(size, float(self.num_clips) * float(times.sum()) / self.num_groups)
         ridge = 0.01 if self.inputs == "probabilities" else 0.0
         outer = np.tensordot(times, self.outer, 1)
-        if self.bounds is None or permuted:
+        if not self._keeps_uncut or permuted:
             return Moments(count, total, squares, outer, size, ridge)
         uncut = [np.tensordot(times, getattr(self, name), 1) for name in UNCUT]
         return Moments(count, total, squares, outer, size, ridge, *uncut)
@@ -250,8 +286,9 @@ class Moments:
     num_samples: float
     """n_eff = (sum w)^2 / sum w^2, at most the clips that there are."""
     ridge: float
+    uncut_count: Float[np.ndarray, " c"] | None = None
+    """The same of all clips and of uncut columns; None where nothing was cut or left out, and of permuted labels."""
     uncut_total: Float[np.ndarray, "c v"] | None = None
-    """The same of columns that were cut for all else; None where nothing was, and of permuted labels."""
     uncut_squares: Float[np.ndarray, "c v"] | None = None
 
     def covariance(self, kind: Kind) -> Float[np.ndarray, "p p"]:
@@ -279,18 +316,19 @@ class Moments:
         return np.where(self.count[:, None] > 1, (mean - np.median(mean, axis=0)) / scale, 0.0)
 
     def rise(self) -> Float[np.ndarray, "c v"]:
-        """[k, y]: by how many standard deviations of column y, uncut, its mean over class k exceeds that of the
-        median class.
+        """[k, y]: by how many standard deviations of column y its mean over class k exceeds that of the median class;
+        uncut and of all clips.
 
         Where i -> j is a dependency, clips that are annotated with the cause hold the effect more than clips that
         are annotated with the effect hold the cause: rise[i, y of j] > rise[j, x of i].
         """
+        clips = self.count if self.uncut_count is None else self.uncut_count
         total = self.total if self.uncut_total is None else self.uncut_total
         squares = self.squares if self.uncut_squares is None else self.uncut_squares
-        count = np.maximum(self.count, 1.0)[:, None]
-        mean, n = total / count, self.count.sum()
+        count = np.maximum(clips, 1.0)[:, None]
+        mean, n = total / count, clips.sum()
         spread = np.sqrt(np.maximum(squares.sum(axis=0) / n - (total.sum(axis=0) / n) ** 2, 0.0)) + 1e-12
-        seen = self.count > 0
+        seen = clips > 0
         middle = np.median(mean[seen], axis=0) if seen.any() else 0.0
         return np.where(seen[:, None], (mean - middle) / spread, 0.0)
 

@@ -31,6 +31,8 @@ class GraphPlan:
     """Keywords of `graph.dependency.class_dependency`."""
     bounds: tuple[float, float] | None = None
     """Where soft labels are cut for it (`graph.moments`); None: nowhere."""
+    one_view: float | None = None
+    """Of which clips it is made (`graph.moments`); None: of all."""
 
 
 class Method(nn.Module, ABC):

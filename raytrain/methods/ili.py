@@ -32,6 +32,8 @@ Departs from the paper ([code]: the authors' code; the rest is ours where both a
   moments; edges with a negative or a small partial effect are left out (`search.sign`, `search.min_effect`), what the
   mirrored pair has is taken from the effect (`search.less_mirror`), an effect rises with the annotation of its cause
   (`search.min_rise`), and an edge goes to where the annotation of the other raises more (`search.orientation`).
+- The graph may be made of the clips whose annotated class is told in one view only (`one_view`): a class that is heard
+  and seen is louder than its effects, which are then never annotated beside it and learnt to be absent there.
 - The teacher may be larger than the student (`teacher_hidden`).
 - Soft labels come from a moving average of the teacher (`teacher_average`).  With `after_teaching = "frozen"` the
   average stands still and the teacher's own weights, which then have gradients of zero, are read by nobody.
@@ -180,8 +182,14 @@ class Ili(Method):
         refreshes = tuple(step for step in range(start, num_steps, every) if step + lag < num_steps)
         weights = "lift" if self.settings.graph == "lift" else "search"
         search = {**self.settings.search.model_dump(), "top_k": self.settings.top_k, "weights": weights}
-        bounds = self.settings.logit_bounds
-        return GraphPlan(refreshes, window=steps_per_epoch, lag=lag, search=search, bounds=bounds)
+        return GraphPlan(
+            refreshes,
+            window=steps_per_epoch,
+            lag=lag,
+            search=search,
+            bounds=self.settings.logit_bounds,
+            one_view=self.settings.one_view,
+        )
 
     def adopt(self, graph: ClassDependency) -> None:
         """The weights of the graph; none where its verdict is `unlinked` (lift has no verdict)."""

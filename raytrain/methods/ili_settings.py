@@ -101,6 +101,12 @@ class IliSettings(Section):
         (-2.0, 1.0),
         description="for the graph logits are cut here: beyond, they tell loud from soft; off: never",
     )
+    one_view: float | None = Field(
+        None,
+        ge=0,
+        description="the graph is made of clips whose annotated class is told in one view (logit above 0) and not in "
+        "the other (below minus this); off: of all clips",
+    )
     graph: Literal["found", "permuted", "none", "lift"] = Field(
         "found", description="permuted, none, lift: the controls of a study"
     )

@@ -61,6 +61,24 @@ def test_a_run_is_read_from_its_moments_and_gets_a_board(
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+def test_clips_of_a_file_can_be_those_whose_class_is_told_in_one_view(
+    planted: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "soft.npz", **planted)
+    done = CliRunner().invoke(graph, [str(tmp_path / "soft.npz"), "--bootstraps", "6", "--one-view", "0.5"])
+    assert done.exit_code == 0, done.output
+    row = np.arange(6000)
+    told = [planted[view][row, planted["labels"]] for view in ("audio", "visual")]
+    expected = ((np.maximum(*told) > 0) & (np.minimum(*told) < -0.5)).sum()
+    assert json.loads((tmp_path / "dependency.json").read_text())["num_samples"] == expected
+    moments = MomentAccumulator(5)
+    moments.update(planted["audio"], planted["visual"], planted["labels"], row)
+    np.savez(tmp_path / "moments.npz", **moments.to_arrays())
+    done = CliRunner().invoke(graph, [str(tmp_path / "moments.npz"), "--one-view", "0.5"])
+    assert done.exit_code == 2
+    assert "train with method.one_view" in " ".join(done.output.split())
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [({"audio": np.zeros((3, 2))}, "visual, labels missing; it holds audio"), (None, "no moments in")],

@@ -151,6 +151,37 @@ def test_the_annotation_orients_what_noise_hides_from_the_search():
     assert found.audio_to_visual[0, 1] > 0 == found.visual_to_audio[1, 0]
 
 
+def hidden_by_its_cause(*, seed, n=20_000):
+    """Logits of clips in which hearing 0 brings the sight of 1.
+
+    A teacher has learnt that 1 is absent where 0 is seen too: those clips are annotated with 0.
+    """
+    rng = np.random.default_rng(seed)
+    base = rng.random((n, CLASSES)) < 0.15
+    where = rng.random((n, CLASSES))
+    heard, seen = base & (where < 0.85), base & ((where < 0.7) | (where >= 0.85))
+    seen[:, 1] |= heard[:, 0] & (rng.random(n) < 0.7)
+    gains = [np.where(events, rng.uniform(0.5, 1.5, events.shape), 0.0) for events in (heard, seen)]
+    labels = (gains[0] + gains[1]).argmax(axis=1)
+    told = seen.copy()
+    told[:, 1] &= ~seen[:, 0]
+    audio, visual = (6 * events - 3 + rng.standard_normal(events.shape) for events in (heard, told))
+    return audio, visual, labels
+
+
+def test_clips_whose_class_is_told_in_one_view_show_what_a_cause_hides():
+    for seed in range(3):
+        rows = hidden_by_its_cause(seed=seed)
+        effects, frequencies = [], []
+        for one_view in (None, 0.5):
+            moments = MomentAccumulator(CLASSES, one_view=one_view)
+            moments.update(*rows, np.arange(len(rows[2])))
+            found = class_dependency(moments, bootstraps=6, lift_threshold=None, sign="positive")
+            effects.append(found.effects[0, CLASSES + 1])
+            frequencies.append(found.edge_frequency[0, CLASSES + 1])
+        assert effects[1] > 1.4 * effects[0] and frequencies[1] == 1 > frequencies[0]
+
+
 def test_labels_without_meaning_are_unlinked():
     made, _, _ = world()
     shuffled = np.random.default_rng(0).permutation(made.labels)

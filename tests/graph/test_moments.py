@@ -93,6 +93,54 @@ def test_bounded_moments_survive_files_and_ranks():
         MomentAccumulator(C, bounds=(1.0, -2.0))
 
 
+def told_in_one_view(audio, visual, labels, one_view):
+    pairs = [(audio[i, k], visual[i, k]) for i, k in enumerate(labels)]
+    return np.array([max(pair) > 0 and min(pair) < -one_view for pair in pairs])
+
+
+@pytest.mark.parametrize("bounds", [None, (-1.5, 1.0)])
+def test_one_view_counts_the_clips_whose_class_is_told_in_one_view_and_rise_all(bounds):
+    audio, visual, labels, ids = clips()
+    audio = audio - 8
+    one = told_in_one_view(audio, visual, labels, 2.0)
+    assert 0.2 < one.mean() < 0.8
+    found = filled((audio, visual, labels, ids), bounds=bounds, one_view=2.0)
+    expected = filled((audio[one], visual[one], labels[one], ids[one]), bounds=bounds).moments()
+    for kind in ("total", "within", "context"):
+        np.testing.assert_allclose(found.moments().covariance(kind), expected.covariance(kind), atol=1e-10)
+    np.testing.assert_allclose(found.moments().lift(), expected.lift(), rtol=1e-9)
+    assert found.moments().num_samples == one.sum() == found.moments(permuted=True).count.sum()
+    every = filled((audio, visual, labels, ids)).moments()
+    np.testing.assert_allclose(found.moments().rise(), every.rise(), rtol=1e-9, atol=1e-12)
+
+
+def test_moments_of_one_view_survive_files_and_ranks():
+    audio, visual, labels, ids = clips()
+    rows = (audio - 8, visual, labels, ids)
+    whole = filled(rows, one_view=2.0)
+    parts = [filled([r[part] for r in rows], one_view=2.0) for part in (slice(150), slice(150, None))]
+    summed = parts[0].with_flat(parts[0].flat() + parts[1].flat())
+    np.testing.assert_allclose(summed.moments().outer, whole.moments().outer, rtol=1e-9)
+    np.testing.assert_allclose(summed.moments().rise(), whole.moments().rise(), rtol=1e-9)
+    again = MomentAccumulator.from_arrays(summed.to_arrays())
+    assert np.array_equal(again.flat(), summed.flat()) and again.one_view == 2.0
+    with pytest.raises(ValueError, match="cannot be added"):
+        parts[0].merge(filled([r[150:] for r in rows]))
+    with pytest.raises(ValueError, match="one_view is -1"):
+        MomentAccumulator(C, one_view=-1.0)
+    with pytest.raises(ValueError, match="0 clips; at least 2 are needed: lower one_view, which is 99"):
+        filled(rows, one_view=99.0).moments()
+
+
+def test_bounded_moments_from_before_all_clips_were_counted_by_themselves_are_read():
+    bounded = filled(clips(), bounds=(-4.5, 6.0))
+    before = bounded.to_arrays()
+    del before["uncut_count"]
+    np.testing.assert_array_equal(
+        MomentAccumulator.from_arrays(before).moments().rise(), bounded.moments().rise()
+    )
+
+
 def test_parts_add_up_in_any_way():
     rows = clips()
     whole = filled(rows)
