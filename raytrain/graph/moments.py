@@ -169,9 +169,6 @@ class MomentAccumulator:
             self.weight[g] += len(x)
             self.weight_of_squares[g] += len(x)
 
-    def _remedy(self) -> str:
-        return "update them first" if self.one_view is None else f"lower one_view, which is {self.one_view:g}"
-
     def _counted(
         self, uncut: Float[np.ndarray, "n v"], labels: Int[np.ndarray, " n"]
     ) -> Bool[np.ndarray, " n"]:
@@ -263,7 +260,12 @@ class MomentAccumulator:
         count, total, squares = (np.tensordot(times, getattr(self, name), 1) for name in names)
         weight, of_squares = float(times @ self.weight), float(times @ self.weight_of_squares)
         if weight <= 1:
-            raise ValueError(f"the moments hold {weight:g} clips; at least 2 are needed: {self._remedy()}")
+            remedy = (
+                "update them first"
+                if self.one_view is None
+                else f"lower one_view, which is {self.one_view:g}"
+            )
+            raise ValueError(f"the moments hold {weight:g} clips; at least 2 are needed: {remedy}")
         size = weight**2 / of_squares
         if self.num_clips is not None:
             size = min(size, float(self.num_clips) * float(times.sum()) / self.num_groups)
@@ -271,8 +273,10 @@ class MomentAccumulator:
         outer = np.tensordot(times, self.outer, 1)
         if not self._keeps_uncut or permuted:
             return Moments(count, total, squares, outer, size, ridge)
-        uncut = [np.tensordot(times, getattr(self, name), 1) for name in UNCUT]
-        return Moments(count, total, squares, outer, size, ridge, *uncut)
+        uncut_count, uncut_total, uncut_squares = (
+            np.tensordot(times, getattr(self, name), 1) for name in UNCUT
+        )
+        return Moments(count, total, squares, outer, size, ridge, (uncut_count, uncut_total, uncut_squares))
 
 
 @dataclass(frozen=True)
@@ -286,10 +290,9 @@ class Moments:
     num_samples: float
     """n_eff = (sum w)^2 / sum w^2, at most the clips that there are."""
     ridge: float
-    uncut_count: Float[np.ndarray, " c"] | None = None
-    """The same of all clips and of uncut columns; None where nothing was cut or left out, and of permuted labels."""
-    uncut_total: Float[np.ndarray, "c v"] | None = None
-    uncut_squares: Float[np.ndarray, "c v"] | None = None
+    uncut: tuple[Float[np.ndarray, " c"], Float[np.ndarray, "c v"], Float[np.ndarray, "c v"]] | None = None
+    """Count, total and squares of all clips and of uncut columns; None where nothing was cut or left out, and of
+    permuted labels."""
 
     def covariance(self, kind: Kind) -> Float[np.ndarray, "p p"]:
         """Covariance of the columns: `total`; `within` classes; or `context`, where c one-hot label columns
@@ -322,9 +325,7 @@ class Moments:
         Where i -> j is a dependency, clips that are annotated with the cause hold the effect more than clips that
         are annotated with the effect hold the cause: rise[i, y of j] > rise[j, x of i].
         """
-        clips = self.count if self.uncut_count is None else self.uncut_count
-        total = self.total if self.uncut_total is None else self.uncut_total
-        squares = self.squares if self.uncut_squares is None else self.uncut_squares
+        clips, total, squares = self.uncut or (self.count, self.total, self.squares)
         count = np.maximum(clips, 1.0)[:, None]
         mean, n = total / count, clips.sum()
         spread = np.sqrt(np.maximum(squares.sum(axis=0) / n - (total.sum(axis=0) / n) ** 2, 0.0)) + 1e-12
