@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, model_validator
@@ -47,7 +46,7 @@ from raytrain.methods.distillation.fitnet import FitNetSettings
 from raytrain.methods.distillation.information_flow import InformationFlowSettings
 from raytrain.methods.distillation.pkt import PktSettings
 from raytrain.methods.distillation.rkd import RkdSettings
-from raytrain.models.towers import ACTIVATIONS, Towers, ViewInput, tower
+from raytrain.models.towers import ACTIVATIONS, Towers, ViewInput, tower, wide
 from raytrain.types import Batch, Loss, Progress, Rows
 
 DistillationName = Literal[
@@ -175,8 +174,8 @@ class Compositional(Method):
         for number, layer in enumerate(self.towers.towers[view].children()):
             x = layer(x)
             if number == 0 or isinstance(layer, tuple(ACTIVATIONS.values())):
-                layers.append(_wide(x))
-        return _wide(x), tuple(layers), _wide(self._head(view)(x))
+                layers.append(wide(x))
+        return wide(x), tuple(layers), wide(self._head(view)(x))
 
     def _head(self, view: str) -> nn.Module:
         head = self.towers.head if view == self.student else self.heads[view]
@@ -217,9 +216,4 @@ class Compositional(Method):
 
     def embed(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b d"]]:
         """Unit-norm embeddings by view."""
-        return {name: F.normalize(_wide(x), dim=1) for name, x in self.towers.features(views).items()}
-
-
-def _wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Half precision as float32: norms, probabilities and errors are taken in it."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return {name: F.normalize(wide(x), dim=1) for name, x in self.towers.features(views).items()}

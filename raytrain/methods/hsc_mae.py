@@ -45,7 +45,7 @@ from raytrain.methods.base import Method
 from raytrain.methods.hsc_mae_settings import HscMaeSettings, Schedule
 from raytrain.models.autoencoder import Decoders, Encoders, move_towards
 from raytrain.models.masking import kept_features
-from raytrain.models.towers import ViewInput
+from raytrain.models.towers import ViewInput, wide
 from raytrain.types import Batch, Loss, Progress, Rows, mean_over_world
 
 LOG_VARIANCE_BOUND = 3.0
@@ -149,10 +149,10 @@ class HscMae(Method):
             )
             codes[view] = encoder.code(clean[view], kept[view])
         projected = {view: self.towers[view].projector(code) for view, code in codes.items()}
-        embeddings = {view: F.normalize(_wide(z), dim=1) for view, z in projected.items()}
+        embeddings = {view: F.normalize(wide(z), dim=1) for view, z in projected.items()}
         extras = self._dcca_rows(clean, projected)
         for (source, target), decoded in self.decoders(codes).items():
-            name, estimate = f"{source} to {target}", _wide(decoded)
+            name, estimate = f"{source} to {target}", wide(decoded)
             if source == target and self.settings.reconstructed == "masked":
                 extras[name] = hidden_squared_error(estimate, inputs[target], kept[target])
                 extras[f"hidden {target}"] = (~kept[target]).sum(dim=1).to(estimate.dtype)
@@ -178,7 +178,7 @@ class HscMae(Method):
         read = {}
         for view in self.views:
             encoder = self.towers[view]
-            z = _wide(encoder.projector(encoder.code(clean[view])) if unmasked else projected[view])
+            z = wide(encoder.projector(encoder.code(clean[view])) if unmasked else projected[view])
             read[f"dcca {view}"] = z if objective == "eckart-young" else F.normalize(z, dim=1)
         return read
 
@@ -274,8 +274,3 @@ class HscMae(Method):
     def embed(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b d"]]:
         """The teacher's embeddings of unmasked rows; the student's where it is its own teacher."""
         return (self.towers if self.teacher is None else self.teacher)(views)[0]
-
-
-def _wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Half precision as float32: norms and errors are taken in it."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -53,6 +53,14 @@ class Search(Section):
     frequency: float = Field(0.75, gt=0.5, le=1, description="of a stable edge, for the verdict")
 
 
+class Probe(Section):
+    """Linear probes of the teacher's first hidden layer, of which the graph is made."""
+
+    annotated: float = Field(0.5, gt=0, le=1, description="as `annotated` of the teacher, for the probes")
+    one_of: float = Field(0.1, ge=0, description="as `one_of` of the teacher, for the probes")
+    rate: float = Field(10.0, gt=0, description="learning rate, a multiple of optim.lr")
+
+
 class IliSettings(Section):
     loss: MetricLoss = Field("proxy-triplet", description="L_metric; the paper's is against proxies")
     hinge: Hinge | None = None
@@ -106,6 +114,10 @@ class IliSettings(Section):
         ge=0,
         description="the graph is made of clips whose annotated class is told in one view (logit above 0) and not in "
         "the other (below minus this); off: of all clips",
+    )
+    probe: Probe | None = Field(
+        None,
+        description="the graph is made of linear probes of the first hidden layer; off: of the soft labels",
     )
     graph: Literal["found", "permuted", "none", "lift"] = Field(
         "found", description="permuted, none, lift: the controls of a study"
