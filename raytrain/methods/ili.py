@@ -100,6 +100,11 @@ class Ili(Method):
         self.teacher = Towers(views, own, num_classes=num_classes)
         self.slow = copy.deepcopy(self.teacher).requires_grad_(False).eval()
         sizes = {name: view.size for name, view in views.items()}
+        if settings.probe is not None and not own.hidden:
+            raise ValueError(
+                "probes read the teacher's first hidden layer, and it has none; set model.hidden or "
+                "method.teacher_hidden, or method.graph_labels to 'teacher'"
+            )
         self.av_sal = AvSal(
             settings,
             sizes,
@@ -109,11 +114,6 @@ class Ili(Method):
         )
         self.slow_probes = copy.deepcopy(self.av_sal.probes)
         if self.slow_probes is not None:
-            if not own.hidden:
-                raise ValueError(
-                    "method.probe reads the teacher's first hidden layer, and it has none; set model.hidden or "
-                    "method.teacher_hidden, or turn the probe off"
-                )
             self.slow_probes.requires_grad_(False)
         self.proxies: nn.Parameter | None = None
         if settings.loss == "proxy-triplet":
@@ -259,7 +259,7 @@ class Ili(Method):
         if wrong:
             raise ValueError(
                 f"this teacher does not fit: {', '.join(sorted(wrong)[:3])} differ; train with the [model], "
-                "method.teacher_hidden, method.probe, views and classes of the run that it comes from"
+                "method.teacher_hidden, method.graph_labels, views and classes of the run that it comes from"
             )
         if self.slow_probes is not None and self.av_sal.probes is not None:
             probes = {n.removeprefix(PROBES): value for n, value in state.items() if n.startswith(PROBES)}

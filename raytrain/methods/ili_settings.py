@@ -115,10 +115,10 @@ class IliSettings(Section):
         description="the graph is made of clips whose annotated class is told in one view (logit above 0) and not in "
         "the other (below minus this); off: of all clips",
     )
-    probe: Probe | None = Field(
-        None,
-        description="the graph is made of linear probes of the first hidden layer; off: of the soft labels",
+    graph_labels: Literal["teacher", "probes"] = Field(
+        "teacher", description="the graph is made of the soft labels, or of probes of the first hidden layer"
     )
+    probe: Probe | None = None
     graph: Literal["found", "permuted", "none", "lift"] = Field(
         "found", description="permuted, none, lift: the controls of a study"
     )
@@ -137,8 +137,14 @@ class IliSettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _only_the_chosen_loss(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Settings of a loss that is not trained with would be ignored: they are refused."""
+    def _only_what_is_chosen(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a loss or of probes that are not trained with would be ignored: they are refused."""
+        if values.get("graph_labels", "teacher") == "probes":
+            values = values if values.get("probe") is not None else {**values, "probe": {}}
+        elif values.get("probe") is not None:
+            raise ValueError(
+                "probe is set, but the graph is made of the teacher's soft labels; set graph_labels = 'probes'"
+            )
         used, unused = (
             ("hinge", "softmax") if values.get("loss", "proxy-triplet") in HINGED else ("softmax", "hinge")
         )

@@ -158,12 +158,12 @@ def test_the_teacher_tells_which_event_is_annotated_and_what_the_features_were()
     assert any(name.startswith("av_sal.decoders") and g.abs().max() > 0 for name, g in found.items())
 
 
-PROBE = {"annotated": 0.6, "one_of": 0.4, "rate": 3.0}
+PROBED = {"graph_labels": "probes", "probe": {"annotated": 0.6, "one_of": 0.4, "rate": 3.0}}
 
 
 def test_probes_fit_the_annotation_by_themselves_and_teach_nobody() -> None:
     """Against the terms of the teacher, on the first hidden layer's output; all other gradients stay as they are."""
-    method, without = ili(probe=PROBE, contrast=0.0), ili(contrast=0.0)
+    method, without = ili(**PROBED, contrast=0.0), ili(contrast=0.0)
     without.load_state_dict({n: v for n, v in method.state_dict().items() if "probes" not in n})
     found, plain = step(method), step(without)
     assert method.av_sal.probes is not None
@@ -189,7 +189,7 @@ def test_probes_fit_the_annotation_by_themselves_and_teach_nobody() -> None:
 
 
 def test_the_graph_is_made_of_slow_probes_and_other_labels_are_as_without_them() -> None:
-    method = ili(probe=PROBE, teacher_average=0.5)
+    method = ili(**PROBED, teacher_average=0.5)
     assert method.av_sal.probes is not None and method.slow_probes is not None
     rates = method.rates()
     assert set(rates) == set(method.av_sal.probes.parameters()) and set(rates.values()) == {3.0}
@@ -221,15 +221,17 @@ def test_the_graph_is_made_of_slow_probes_and_other_labels_are_as_without_them()
 
 
 def test_a_given_teacher_brings_its_probes() -> None:
-    source, method = ili(probe=PROBE), ili(probe=PROBE)
+    source, method = ili(**PROBED), ili(**PROBED)
     learn(source, 3)
     method.load_teacher(source.teacher_state())
     for view, u in source.eval().graph_labels(HELD_OUT.views).items():
         assert torch.equal(u, method.eval().graph_labels(HELD_OUT.views)[view])
     with pytest.raises(ValueError, match=r"this teacher does not fit: probes\.audio\.bias"):
         ili().load_teacher(source.teacher_state())
-    with pytest.raises(ValueError, match=r"reads the teacher's first hidden layer, and it has none"):
-        ili(probe=PROBE, teacher_hidden=())
+    with pytest.raises(ValueError, match="set graph_labels = 'probes'"):
+        ili(probe={})
+    with pytest.raises(ValueError, match=r"read the teacher's first hidden layer, and it has none"):
+        ili(**PROBED, teacher_hidden=())
 
 
 def test_student_and_teacher_share_no_gradient() -> None:
@@ -442,7 +444,7 @@ def test_a_teacher_of_its_own_size_teaches_the_same_student() -> None:
     sizes = [p.shape[0] for name, p in large.slow.named_parameters() if "audio" in name and p.dim() == 2]
     assert {9, 7} <= set(sizes)
     assert [p.shape for p in large.towers.parameters()] == [p.shape for p in ili().towers.parameters()]
-    with pytest.raises(ValueError, match=r"method\.teacher_hidden, method\.probe, views and classes"):
+    with pytest.raises(ValueError, match=r"method\.teacher_hidden, method\.graph_labels, views and classes"):
         ili().load_teacher(large.teacher_state())
 
 
