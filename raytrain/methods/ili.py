@@ -34,6 +34,9 @@ Departs from the paper ([code]: the authors' code; the rest is ours where both a
   (`search.min_rise`), and an edge goes to where the annotation of the other raises more (`search.orientation`).
 - The graph may be made of the clips whose annotated class is told in one view only (`one_view`): a class that is heard
   and seen is louder than its effects, which are then never annotated beside it and learnt to be absent there.
+- The graph may be made of linear probes of the teacher's first hidden layer (`graph_labels`, `probe`; Alain and Bengio,
+  2017), which fit the annotation and teach the layer nothing: a deep teacher learns that an event is absent wherever a
+  louder one is present, a linear reading of a shallow layer can hardly say it.
 - The teacher may be larger than the student (`teacher_hidden`).
 - Soft labels come from a moving average of the teacher (`teacher_average`).  With `after_teaching = "frozen"` the
   average stands still and the teacher's own weights, which then have gradients of zero, are read by nobody.

@@ -57,7 +57,7 @@ class Probe(Section):
     """Linear probes of the teacher's first hidden layer, of which the graph is made."""
 
     annotated: float = Field(0.5, gt=0, le=1, description="as `annotated` of the teacher, for the probes")
-    one_of: float = Field(0.1, ge=0, description="as `one_of` of the teacher, for the probes")
+    one_of: float = Field(0.3, ge=0, description="as `one_of` of the teacher, for the probes")
     rate: float = Field(10.0, gt=0, description="learning rate, a multiple of optim.lr")
 
 
