@@ -208,7 +208,6 @@ SPACES: Mapping[str, Space] = {
         "method.alignment_temperature": Real(0.5, 4.0, log=True),
         "method.teacher_average": Real(0.9, 0.999),
         "method.top_k": Whole(1, 8, log=True),
-        "method.graph_labels": Choice(words("teacher", "probes")),
         "method.one_view": Choice({"all clips": None, "0": 0.0, "1": 1.0, "2": 2.0}),
         "method.search.penalty": Real(0.25, 2.0, log=True),
     },
@@ -255,7 +254,6 @@ TEACHER_KEYS: Mapping[str, tuple[str, ...]] = {
         "method.alignment_temperature",
         "method.teacher_average",
         "method.top_k",
-        "method.graph_labels",
         "method.one_view",
         "method.search.penalty",
     )

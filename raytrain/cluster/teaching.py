@@ -141,7 +141,7 @@ class Teaching:
         known = torch.stack([batch.labels.long(), batch.row.long()], dim=1)
         labels, clips = gather_rows(known, sizes).cpu().numpy().T
         own = slice(first, first + sizes[rank()])
-        found = graph_labels(self._method, batch.views, self._precision)
+        found = soft_labels(self._method, batch.views, self._precision)
         audio, visual = (found[view].double().cpu().numpy() for view in self._views)
         if self._sums is None:
             self._num_classes = audio.shape[1]
@@ -284,15 +284,15 @@ def window_of(plan: GraphPlan, step: int) -> int | None:
 
 
 @torch.no_grad()
-def graph_labels(
+def soft_labels(
     method: Method, views: Mapping[str, Float[Tensor, "b _"]], precision: torch.dtype
 ) -> dict[str, Float[Tensor, "b c"]]:
-    """What the graph is made of, in the precision of training; the method is left in the mode that it was in."""
+    """The teacher's class logits in the precision of training; the method is left in the mode that it was in."""
     training = method.training
     method.eval()
     device = next(iter(views.values())).device.type
     with torch.autocast(device, precision, enabled=precision != torch.float32):
-        found = method.graph_labels(views)
+        found = method.soft_labels(views)
     method.train(training)
     return found
 

@@ -97,10 +97,6 @@ class Method(nn.Module, ABC):
         """
         raise ValueError(f"{type(self).__name__} has no teacher, so there are no soft labels; use psd or ili")
 
-    def graph_labels(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b c"]]:
-        """The class logits by view that a class graph is made of, as `soft_labels` has them."""
-        return self.soft_labels(views)
-
     def teacher_state(self) -> Mapping[str, Tensor]:
         """The slow weights that soft labels are made of, as other runs and the teacher actor take them."""
         return {}

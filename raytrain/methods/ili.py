@@ -34,9 +34,6 @@ Departs from the paper ([code]: the authors' code; the rest is ours where both a
   (`search.min_rise`), and an edge goes to where the annotation of the other raises more (`search.orientation`).
 - The graph may be made of the clips whose annotated class is told in one view only (`one_view`): a class that is heard
   and seen is louder than its effects, which are then never annotated beside it and learnt to be absent there.
-- The graph may be made of linear probes of the teacher's first hidden layer (`graph_labels`, `probe`; Alain and Bengio,
-  2017), which fit the annotation and teach the layer nothing: a deep teacher learns that an event is absent wherever a
-  louder one is present, a linear reading of a shallow layer can hardly say it.
 - The teacher may be larger than the student (`teacher_hidden`).
 - Soft labels come from a moving average of the teacher (`teacher_average`).  With `after_teaching = "frozen"` the
   average stands still and the teacher's own weights, which then have gradients of zero, are read by nobody.
@@ -72,12 +69,11 @@ from raytrain.methods.base import GraphPlan, Method
 from raytrain.methods.ili_settings import IliSettings
 from raytrain.methods.ili_teacher import AvSal
 from raytrain.models.autoencoder import move_towards
-from raytrain.models.towers import Towers, ViewInput, wide
+from raytrain.models.towers import Towers, ViewInput
 from raytrain.types import Batch, Loss, Progress, Rows
 
 TEACHER, STUDENT, GIVEN = 0, 1, 2
 """Phases: the teacher trains; it has trained; it came from another run."""
-PROBES = "probes."
 
 
 class Ili(Method):
@@ -103,21 +99,8 @@ class Ili(Method):
         self.teacher = Towers(views, own, num_classes=num_classes)
         self.slow = copy.deepcopy(self.teacher).requires_grad_(False).eval()
         sizes = {name: view.size for name, view in views.items()}
-        if settings.probe is not None and not own.hidden:
-            raise ValueError(
-                "probes read the teacher's first hidden layer, and it has none; set model.hidden or "
-                "method.teacher_hidden, or method.graph_labels to 'teacher'"
-            )
-        self.av_sal = AvSal(
-            settings,
-            sizes,
-            num_classes=num_classes,
-            width=own.hidden[-1] if own.hidden else own.embedding,
-            first_width=own.hidden[0] if own.hidden else 0,
-        )
-        self.slow_probes = copy.deepcopy(self.av_sal.probes)
-        if self.slow_probes is not None:
-            self.slow_probes.requires_grad_(False)
+        width = own.hidden[-1] if own.hidden else own.embedding
+        self.av_sal = AvSal(settings, sizes, num_classes=num_classes, width=width)
         self.proxies: nn.Parameter | None = None
         if settings.loss == "proxy-triplet":
             self.proxies = nn.Parameter(torch.randn(num_classes, model.embedding))
@@ -238,17 +221,8 @@ class Ili(Method):
                 found[view] = scale * logits[view] + offset
         return found
 
-    @torch.no_grad()
-    def graph_labels(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b c"]]:
-        """Logits of the slow probes where there are any, otherwise the soft labels."""
-        if self.slow_probes is None:
-            return self.soft_labels(views)
-        hidden = self.slow.first_hidden(views)
-        return {view: wide(self.slow_probes[view](z)) for view, z in hidden.items()}
-
     def teacher_state(self) -> Mapping[str, Tensor]:
-        probes = {} if self.slow_probes is None else self.slow_probes.state_dict(prefix=PROBES)
-        return {**self.slow.state_dict(), **probes, "calibration": self.calibration}
+        return {**self.slow.state_dict(), "calibration": self.calibration}
 
     def load_teacher(self, state: Mapping[str, Tensor]) -> None:
         """From then on AV-SAL is not trained, and LIR begins with the graph.
@@ -262,13 +236,9 @@ class Ili(Method):
         if wrong:
             raise ValueError(
                 f"this teacher does not fit: {', '.join(sorted(wrong)[:3])} differ; train with the [model], "
-                "method.teacher_hidden, method.graph_labels, views and classes of the run that it comes from"
+                "method.teacher_hidden, views and classes of the run that it comes from"
             )
-        if self.slow_probes is not None and self.av_sal.probes is not None:
-            probes = {n.removeprefix(PROBES): value for n, value in state.items() if n.startswith(PROBES)}
-            self.slow_probes.load_state_dict(probes)
-            self.av_sal.probes.load_state_dict(probes)
-        weights = {n: value for n, value in state.items() if n != "calibration" and not n.startswith(PROBES)}
+        weights = {name: value for name, value in state.items() if name != "calibration"}
         self.slow.load_state_dict(weights)
         self.teacher.load_state_dict(weights)
         self.calibration.copy_(state["calibration"])
@@ -279,15 +249,8 @@ class Ili(Method):
     def after_step(self, progress: Progress) -> None:
         if self._teaching:
             move_towards(self.slow, self.teacher, decay=self.settings.teacher_average)
-            if self.slow_probes is not None and self.av_sal.probes is not None:
-                move_towards(self.slow_probes, self.av_sal.probes, decay=self.settings.teacher_average)
 
     # a step
-
-    def rates(self) -> Mapping[nn.Parameter, float]:
-        if self.av_sal.probes is None or self.settings.probe is None:
-            return {}
-        return dict.fromkeys(self.av_sal.probes.parameters(), self.settings.probe.rate)
 
     def rows(self, batch: Batch, progress: Progress) -> Rows:
         """The student's embeddings; of the teacher, AV-SAL by row, its embeddings and its soft labels as extras."""

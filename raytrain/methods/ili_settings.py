@@ -53,14 +53,6 @@ class Search(Section):
     frequency: float = Field(0.75, gt=0.5, le=1, description="of a stable edge, for the verdict")
 
 
-class Probe(Section):
-    """Linear probes of the teacher's first hidden layer, of which the graph is made."""
-
-    annotated: float = Field(0.5, gt=0, le=1, description="as `annotated` of the teacher, for the probes")
-    one_of: float = Field(0.3, ge=0, description="as `one_of` of the teacher, for the probes")
-    rate: float = Field(10.0, gt=0, description="learning rate, a multiple of optim.lr")
-
-
 class IliSettings(Section):
     loss: MetricLoss = Field("proxy-triplet", description="L_metric; the paper's is against proxies")
     hinge: Hinge | None = None
@@ -115,10 +107,6 @@ class IliSettings(Section):
         description="the graph is made of clips whose annotated class is told in one view (logit above 0) and not in "
         "the other (below minus this); off: of all clips",
     )
-    graph_labels: Literal["teacher", "probes"] = Field(
-        "teacher", description="the graph is made of the soft labels, or of probes of the first hidden layer"
-    )
-    probe: Probe | None = None
     graph: Literal["found", "permuted", "none", "lift"] = Field(
         "found", description="permuted, none, lift: the controls of a study"
     )
@@ -137,14 +125,8 @@ class IliSettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _only_what_is_chosen(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Settings of a loss or of probes that are not trained with would be ignored: they are refused."""
-        if values.get("graph_labels", "teacher") == "probes":
-            values = values if values.get("probe") is not None else {**values, "probe": {}}
-        elif values.get("probe") is not None:
-            raise ValueError(
-                "probe is set, but the graph is made of the teacher's soft labels; set graph_labels = 'probes'"
-            )
+    def _only_the_chosen_loss(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a loss that is not trained with would be ignored: they are refused."""
         used, unused = (
             ("hinge", "softmax") if values.get("loss", "proxy-triplet") in HINGED else ("softmax", "hinge")
         )

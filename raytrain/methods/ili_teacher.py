@@ -5,8 +5,6 @@ r"""AV-SAL, what ILI's teacher learns by: the paper's two terms and ours.
     one of          -log o_y / sum_k o_k,  o = e / (1 - e): the odds of the event being heard or seen
     reconstruction  ||D_a(softplus u_a) - a||^2 + ||D_v(softplus u_v) - v||^2, mean over features
     contrast        InfoNCE(h_a, h_v), h the unit-norm embeddings                          losses.softmax
-    probes          label error and one of, of p_a = P_a z_a and p_v = P_v z_v in place of the logits; z is the first
-                    hidden layer's output, which learns nothing from them
 
 Departures from the paper stand in `raytrain.methods.ili`.
 """
@@ -26,27 +24,16 @@ from raytrain.losses.reduction import world_mean
 from raytrain.losses.softmax import info_nce
 from raytrain.methods.ili_settings import IliSettings
 from raytrain.models.autoencoder import Decoders
-from raytrain.models.towers import Towers, wide
+from raytrain.models.towers import Towers
 from raytrain.types import UNANNOTATED, Batch, Progress, Rows, mean_over_world
 
 
 class AvSal(nn.Module):
     """The terms of a teacher, and the decoders that belong to one of them."""
 
-    def __init__(
-        self,
-        settings: IliSettings,
-        sizes: Mapping[str, int],
-        *,
-        num_classes: int,
-        width: int,
-        first_width: int,
-    ):
+    def __init__(self, settings: IliSettings, sizes: Mapping[str, int], *, num_classes: int, width: int):
         super().__init__()
         self.settings, self.views = settings, tuple(sizes)
-        self.probes: nn.ModuleDict | None = None
-        if settings.probe is not None:
-            self.probes = nn.ModuleDict({view: nn.Linear(first_width, num_classes) for view in sizes})
         self.decoders: Decoders | None = None
         if settings.reconstruction > 0:
             pairs = [(view, view) for view in sizes]
@@ -61,20 +48,15 @@ class AvSal(nn.Module):
         """By row of this rank, what `loss` needs."""
         assert batch.labels is not None
         s = self.settings
-        hidden = teacher.first_hidden(batch.views)
-        embeddings, logits = teacher.from_first_hidden(hidden)
+        embeddings, logits = teacher(batch.views)
         first, second = logits.values()
         heard_or_seen = either(first, second)
         extras = {
-            "label error": self._label_error(first, second, heard_or_seen, batch.labels, s.annotated)[
-                :, None
-            ],
+            "label error": self._label_error(first, second, heard_or_seen, batch.labels)[:, None],
             "divergence": jensen_shannon(first, second, temperature=s.alignment_temperature)[:, None],
         }
         if s.one_of > 0:
             extras["one of"] = one_of(heard_or_seen, batch.labels)[:, None]
-        if self.probes is not None:
-            extras["probes"] = self._probe_error(hidden, batch.labels)[:, None]
         if self.decoders is not None:
             extras["reconstruction"] = self._reconstruction_error(teacher, batch, logits)[:, None]
         if self.contrast(progress) > 0:
@@ -87,28 +69,16 @@ class AvSal(nn.Module):
         second: Float[Tensor, "b c"],
         heard_or_seen: Float[Tensor, "b c"],
         labels: Int[Tensor, " b"],
-        annotated: float,
     ) -> Float[Tensor, " b"]:
         """What each view says of the annotation, and both together, by their weights."""
         s = self.settings
         fitted = ((s.each_view, first), (s.each_view, second), (s.either_view, heard_or_seen))
         errors = [
             weight
-            * label_error(logits, labels, kind=s.label_error, smoothing=s.smoothing, annotated=annotated)
+            * label_error(logits, labels, kind=s.label_error, smoothing=s.smoothing, annotated=s.annotated)
             for weight, logits in fitted
         ]
         return torch.stack(errors).sum(dim=0)
-
-    def _probe_error(
-        self, hidden: Mapping[str, Float[Tensor, "b _"]], labels: Int[Tensor, " b"]
-    ) -> Float[Tensor, " b"]:
-        """Of the probes, by their own settings."""
-        assert self.probes is not None and self.settings.probe is not None
-        s = self.settings.probe
-        first, second = (wide(self.probes[view](hidden[view].detach())) for view in self.views)
-        heard_or_seen = either(first, second)
-        error = self._label_error(first, second, heard_or_seen, labels, s.annotated)
-        return error + s.one_of * one_of(heard_or_seen, labels)
 
     def _reconstruction_error(
         self, teacher: Towers, batch: Batch, logits: Mapping[str, Float[Tensor, "b c"]]
@@ -136,9 +106,6 @@ class AvSal(nn.Module):
         if s.one_of > 0:
             terms["one_of"] = here.extras["one of"].sum() * world.num_ranks / annotated
             total = total + s.one_of * terms["one_of"]
-        if self.probes is not None:
-            terms["probes"] = here.extras["probes"].sum() * world.num_ranks / annotated
-            total = total + terms["probes"]
         if self.decoders is not None:
             terms["reconstruction"] = mean_over_world(here.extras["reconstruction"].squeeze(1), world)
             total = total + s.reconstruction * terms["reconstruction"]

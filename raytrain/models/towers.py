@@ -55,7 +55,6 @@ class Towers(nn.Module):
         super().__init__()
         self.towers = nn.ModuleDict({name: tower(view, model) for name, view in views.items()})
         self.head = nn.Linear(model.embedding, num_classes) if num_classes else None
-        self._hidden_ends = 1 + bool(model.input_dropout) + 3 * bool(model.hidden)
 
     def features(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b d"]]:
         """The towers' outputs before they are set to unit norm."""
@@ -67,30 +66,11 @@ class Towers(nn.Module):
         assert isinstance(scaling, Scaling)
         return scaling(x)
 
-    def first_hidden(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b _"]]:
-        """What the first hidden layers put out, after the activation; the scaled features where there is none."""
-        return {
-            name: self.towers[name][: self._hidden_ends](x)  # type: ignore[index]
-            for name, x in views.items()
-            if name in self.towers
-        }
-
     def forward(
         self, views: Mapping[str, Float[Tensor, "b _"]]
     ) -> tuple[dict[str, Float[Tensor, "b d"]], dict[str, Float[Tensor, "b c"]]]:
         """Unit-norm embeddings and class logits by view."""
-        return self._outputs(self.features(views))
-
-    def from_first_hidden(
-        self, hidden: Mapping[str, Float[Tensor, "b _"]]
-    ) -> tuple[dict[str, Float[Tensor, "b d"]], dict[str, Float[Tensor, "b c"]]]:
-        """`forward` of the views that gave `first_hidden`."""
-        rest = {name: self.towers[name][self._hidden_ends :] for name in hidden}  # type: ignore[index]
-        return self._outputs({name: rest[name](h) for name, h in hidden.items()})
-
-    def _outputs(
-        self, features: dict[str, Float[Tensor, "b d"]]
-    ) -> tuple[dict[str, Float[Tensor, "b d"]], dict[str, Float[Tensor, "b c"]]]:
+        features = self.features(views)
         features = {name: wide(h) for name, h in features.items()}
         embeddings = {name: F.normalize(h, dim=1) for name, h in features.items()}
         logits = {name: self.head(h) for name, h in features.items()} if self.head is not None else {}

@@ -55,7 +55,6 @@ CASES = {
     "psd supcon": ("psd", {"metric": "supcon", "teacher": "separate", "gate": None, "pair": "positive"}),
     "dscmr likelihood": ("dscmr", {"common": "likelihood"}),
     "ili explained": ("ili", {"one_of": 0.3, "reconstruction": 0.5, "contrast": 0.2}),
-    "ili probed": ("ili", {"graph_labels": "probes", "threshold": 0.35}),
     "ili linked": ("ili", {"threshold": 0.35}),
     "ili linked all pairs": (
         "ili",

@@ -14,7 +14,7 @@ from torch import Tensor
 from raytrain.cluster.step import WorldLoss, update
 from raytrain.cluster.training import make_optimizer
 from raytrain.config import Model, Optim, validate
-from raytrain.losses.label_agreement import either, jensen_shannon, label_error, one_of
+from raytrain.losses.label_agreement import jensen_shannon, label_error
 from raytrain.losses.latent_interaction import Latent, latent_interaction
 from raytrain.losses.masks import Relation
 from raytrain.losses.reduction import world_mean
@@ -156,82 +156,6 @@ def test_the_teacher_tells_which_event_is_annotated_and_what_the_features_were()
     assert found["reconstruction"].item() == pytest.approx(error, rel=1e-9)
     assert found["loss"].item() == pytest.approx(plain["loss"].item() + 0.3 * choice + 0.7 * error, rel=1e-9)
     assert any(name.startswith("av_sal.decoders") and g.abs().max() > 0 for name, g in found.items())
-
-
-PROBED = {"graph_labels": "probes", "probe": {"annotated": 0.6, "one_of": 0.4, "rate": 3.0}}
-
-
-def test_probes_fit_the_annotation_by_themselves_and_teach_nobody() -> None:
-    """Against the terms of the teacher, on the first hidden layer's output; all other gradients stay as they are."""
-    method, without = ili(**PROBED, contrast=0.0), ili(contrast=0.0)
-    without.load_state_dict({n: v for n, v in method.state_dict().items() if "probes" not in n})
-    found, plain = step(method), step(without)
-    assert method.av_sal.probes is not None
-    logits = []
-    for view in ("audio", "visual"):
-        hidden = HELD_OUT.views[view]
-        for layer in list(method.teacher.towers[view])[1:4]:  # linear, batch norm, relu
-            hidden = layer(hidden)
-        logits.append(method.av_sal.probes[view](hidden))
-    both = either(*logits)
-    errors = [
-        label_error(u, HELD_OUT.labels, kind="bce", smoothing=0.0, annotated=0.6).sum().item()
-        for u in (*logits, both)
-    ]
-    known = (HELD_OUT.labels >= 0).sum().item()
-    expected = 0.3 * (errors[0] + errors[1]) + errors[2] + 0.4 * one_of(both, HELD_OUT.labels).sum().item()
-    assert found["probes"].item() == pytest.approx(expected / known, rel=1e-9)
-    assert found["loss"].item() == pytest.approx(plain["loss"].item() + expected / known, rel=1e-9)
-    own = {name for name in found if name.startswith("av_sal.probes")}
-    assert len(own) == 4 and all(found[name].abs().max() > 0 for name in own)
-    others = set(found) - own - {"loss", "probes"}
-    assert others == set(plain) - {"loss"} and all(torch.equal(found[n], plain[n]) for n in others)
-
-
-def test_the_graph_is_made_of_slow_probes_and_other_labels_are_as_without_them() -> None:
-    method = ili(**PROBED, teacher_average=0.5)
-    assert method.av_sal.probes is not None and method.slow_probes is not None
-    rates = method.rates()
-    assert set(rates) == set(method.av_sal.probes.parameters()) and set(rates.values()) == {3.0}
-    weights = [w.detach().clone() for w in method.av_sal.probes.parameters()]
-    slow = [w.clone() for w in weights]
-    for _ in range(2):
-        learn(method, 1)
-        assert not all(map(torch.equal, weights, method.av_sal.probes.parameters()))
-        slow = [(s + p.detach()) / 2 for s, p in zip(slow, method.av_sal.probes.parameters(), strict=True)]
-    torch.testing.assert_close(list(method.slow_probes.parameters()), slow, rtol=1e-12, atol=0)
-    method.begin("student", HELD_OUT)
-    method.eval()
-    found = method.graph_labels(HELD_OUT.views)
-    for view, u in found.items():
-        hidden = HELD_OUT.views[view]
-        for layer in list(method.slow.towers[view])[1:4]:
-            hidden = layer(hidden)
-        expected = method.slow_probes[view](hidden)
-        assert torch.equal(u, expected) and not u.requires_grad
-        assert not torch.equal(u, method.soft_labels(HELD_OUT.views)[view])
-    plain = in_student_stage()
-    for view, u in plain.graph_labels(HELD_OUT.views).items():
-        assert torch.equal(u, plain.soft_labels(HELD_OUT.views)[view])
-    before = [w.clone() for w in method.slow_probes.parameters()]
-    learn(method.train(), 1, first=2)
-    assert all(map(torch.equal, before, method.slow_probes.parameters())), (
-        "a frozen teacher's probes stand still"
-    )
-
-
-def test_a_given_teacher_brings_its_probes() -> None:
-    source, method = ili(**PROBED), ili(**PROBED)
-    learn(source, 3)
-    method.load_teacher(source.teacher_state())
-    for view, u in source.eval().graph_labels(HELD_OUT.views).items():
-        assert torch.equal(u, method.eval().graph_labels(HELD_OUT.views)[view])
-    with pytest.raises(ValueError, match=r"this teacher does not fit: probes\.audio\.bias"):
-        ili().load_teacher(source.teacher_state())
-    with pytest.raises(ValueError, match="set graph_labels = 'probes'"):
-        ili(probe={})
-    with pytest.raises(ValueError, match=r"read the teacher's first hidden layer, and it has none"):
-        ili(**PROBED, teacher_hidden=())
 
 
 def test_student_and_teacher_share_no_gradient() -> None:
@@ -444,7 +368,7 @@ def test_a_teacher_of_its_own_size_teaches_the_same_student() -> None:
     sizes = [p.shape[0] for name, p in large.slow.named_parameters() if "audio" in name and p.dim() == 2]
     assert {9, 7} <= set(sizes)
     assert [p.shape for p in large.towers.parameters()] == [p.shape for p in ili().towers.parameters()]
-    with pytest.raises(ValueError, match=r"method\.teacher_hidden, method\.graph_labels, views and classes"):
+    with pytest.raises(ValueError, match=r"method\.teacher_hidden, views and classes"):
         ili().load_teacher(large.teacher_state())
 
 
