@@ -70,11 +70,9 @@ class Towers(nn.Module):
         self, views: Mapping[str, Float[Tensor, "b _"]]
     ) -> tuple[dict[str, Float[Tensor, "b d"]], dict[str, Float[Tensor, "b c"]]]:
         """Unit-norm embeddings and class logits by view."""
-        features = self.features(views)
-        features = {name: wide(h) for name, h in features.items()}
+        features = {name: wide(h) for name, h in self.features(views).items()}
         embeddings = {name: F.normalize(h, dim=1) for name, h in features.items()}
-        logits = {name: self.head(h) for name, h in features.items()} if self.head is not None else {}
-        logits = {name: wide(u) for name, u in logits.items()}
+        logits = {name: wide(self.head(h)) for name, h in features.items()} if self.head is not None else {}
         return embeddings, logits
 
 
