@@ -34,14 +34,10 @@ if TYPE_CHECKING:
     "--min-effect", type=float, help="Partial effects below it do not count. [default: the run's, 0]"
 )
 @click.option(
-    "--min-rise",
-    type=float,
-    help="Standard deviations by which the annotation of one class raises the other. [default: the run's, 0]",
-)
-@click.option(
-    "--less-mirror/--whole-effect",
-    default=None,
-    help="Take from an effect that of the same classes with the views exchanged. [default: the run's, whole]",
+    "--told",
+    type=click.FloatRange(min=0),
+    help="Weight, beside the partial effect, of what clips say whose class is told in one view alone. "
+    "[default: the run's, 0]",
 )
 @click.option(
     "--orientation",
@@ -70,8 +66,7 @@ def graph(
     frequency: float | None,
     sign: Sign | None,
     min_effect: float | None,
-    min_rise: float | None,
-    less_mirror: bool | None,
+    told: float | None,
     orientation: Orientation | None,
     one_view: float | None,
     top: int,
@@ -91,7 +86,6 @@ def graph(
     from raytrain.graph.dependency import class_dependency
     from raytrain.graph.draw import dependency_figure, edge_table
 
-    moments, classes = _read(source, one_view)
     asked = {
         "penalty": penalty,
         "lift_threshold": lift,
@@ -99,11 +93,11 @@ def graph(
         "frequency": frequency,
         "sign": sign,
         "min_effect": min_effect,
-        "min_rise": min_rise,
-        "less_mirror": less_mirror,
+        "told": told,
         "orientation": orientation,
     }
     settings = _settings(source) | {name: value for name, value in asked.items() if value is not None}
+    moments, classes = _read(source, one_view, told=settings["told"] > 0)
     found = class_dependency(moments, seed=seed, **settings)
     folder = out or (source if source.is_dir() else source.parent)
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +142,7 @@ def _settings(source: Path) -> dict[str, Any]:
 
     settings: dict[str, Any] = {
         "penalty": 1.0, "lift_threshold": 4.0, "bootstraps": 100, "frequency": 0.75, "sign": "any",
-        "min_effect": 0.0, "min_rise": 0.0, "less_mirror": False, "orientation": "search",
+        "min_effect": 0.0, "told": 0.0, "orientation": "search",
     }  # fmt: skip
     config = source / "config.json"
     if config.exists():
@@ -171,7 +165,7 @@ def _to_board(folder: Path, figure: Figure, rows: list[dict[str, Any]]) -> None:
         writer.add_text("dependency/edges", "\n".join(lines))
 
 
-def _read(source: Path, one_view: float | None) -> tuple[MomentAccumulator, list[str]]:
+def _read(source: Path, one_view: float | None, *, told: bool) -> tuple[MomentAccumulator, list[str]]:
     import numpy as np
 
     from raytrain.graph.moments import MomentAccumulator
@@ -197,11 +191,16 @@ def _read(source: Path, one_view: float | None) -> tuple[MomentAccumulator, list
                     "with audio, visual and labels"
                 )
             moments = MomentAccumulator.from_arrays(arrays)
+            if told and not moments.told:
+                raise ValueError(
+                    "it holds no sums by the view that tells the class, which --told needs; train with "
+                    "method.search.told, or name an .npz with audio, visual and labels"
+                )
         else:
             missing = [name for name in ("audio", "visual", "labels") if name not in arrays]
             if missing:
                 raise ValueError(f"{', '.join(missing)} missing; it holds {', '.join(arrays) or 'nothing'}")
-            moments = MomentAccumulator(arrays["audio"].shape[1], one_view=one_view)
+            moments = MomentAccumulator(arrays["audio"].shape[1], one_view=one_view, told=told)
             labels = arrays["labels"].astype(np.int64)
             moments.update(arrays["audio"], arrays["visual"], labels, np.arange(len(labels)))
     except ValueError as error:

@@ -210,6 +210,8 @@ SPACES: Mapping[str, Space] = {
         "method.top_k": Whole(1, 8, log=True),
         "method.one_view": Choice({"all clips": None, "0": 0.0, "1": 1.0, "2": 2.0}),
         "method.search.penalty": Real(0.25, 2.0, log=True),
+        "method.search.min_effect": Real(0.01, 0.4, log=True),
+        "method.search.told": Choice({"the effect alone": 0.0, "and the annotation": 0.3}),
     },
     "dscmr": {
         **OPTIMISER,
@@ -256,6 +258,8 @@ TEACHER_KEYS: Mapping[str, tuple[str, ...]] = {
         "method.top_k",
         "method.one_view",
         "method.search.penalty",
+        "method.search.told",
+        "method.search.min_effect",
     )
 }
 """Of methods whose teacher does not depend on the student: the keys that the teacher and its graph depend on."""

@@ -154,9 +154,8 @@ class Teaching:
         return MomentAccumulator(
             self._num_classes,
             num_clips=self._order.num_rows,
-            bounds=self._plan.bounds,
-            one_view=self._plan.one_view,
             seed=self._seed,
+            **self._plan.moments,
         )
 
     def _ask(self, plan: GraphPlan, step: int) -> None:

@@ -108,8 +108,7 @@ def class_dependency(
     weights: Literal["search", "lift"] = "search",
     sign: Sign = "any",
     min_effect: float | int = 0.0,
-    min_rise: float | int = 0.0,
-    less_mirror: bool = False,
+    told: float | int = 0.0,
     orientation: Orientation = "search",
     seed: int = 0,
     init_order: Int[np.ndarray, " p"] | None = None,
@@ -125,10 +124,8 @@ def class_dependency(
     With `sign` "positive" an edge of a resample counts where its partial effect is: classes that compete for the one
     annotation of a clip depend on each other too, but do not happen together.  With `min_effect` it counts where its
     partial effect is at least that: soft labels are events seen through noise, which leaves weak dependencies
-    between all that a strong one touches, and many clips make them significant.  With `less_mirror` it is the effect
-    less that of the mirrored pair that must be: classes that go together are seen and heard together, and noise leaves
-    that in both pairs of unlike modality, where a dependency is in one.  With `min_rise` a cross-class edge counts
-    where clips annotated with one class raise the other by so many standard deviations (`Moments.rise`).
+    between all that a strong one touches, and many clips make them significant.  With `told` pairs of unlike
+    modality and class need that effect plus `told` times what the annotation says of them (`by_annotation`).
     `orientation` "annotation" gives cross-class edges the direction of the larger `Moments.rise` instead of the
     search's, which noise in the soft labels takes the v-structures from.
     """
@@ -142,9 +139,7 @@ def class_dependency(
         init_order=init_order,
     )  # fmt: skip
     draws = resample(accumulator.num_groups, bootstraps, method=method, seed=seed)
-    settings = Resampled(
-        penalty, lift_threshold, sign, float(min_effect), float(min_rise), less_mirror, orientation
-    )
+    settings = Resampled(penalty, lift_threshold, sign, float(min_effect), float(told), orientation)
     jobs = [(accumulator, draw, False, settings, seed + i) for i, draw in enumerate(draws)]
     null_jobs = [(accumulator, draw, True, settings, seed + i) for i, draw in enumerate(draws)]
     if executor is None:
@@ -196,8 +191,7 @@ class Resampled(NamedTuple):
     lift_threshold: float | int | None
     sign: Sign
     min_effect: float
-    min_rise: float
-    less_mirror: bool
+    told: float
     orientation: Orientation
 
 
@@ -216,21 +210,28 @@ def one_resample(
     if settings.sign == "positive":
         directed = directed * (effects > 0)
     strength = np.abs(effects)
-    if settings.less_mirror:
-        strength = strength - mirrored(strength * (directed + directed.T > 0)) * cross_modal(c)
+    if settings.told > 0:
+        strength = strength + settings.told * by_annotation(moments)
     directed = directed * (strength >= settings.min_effect)
-    forth = np.tile(moments.rise(), (2, 1))  # [x y]: of y, with the class of x
-    if settings.min_rise > 0:
-        directed = directed * ((np.maximum(forth, forth.T) >= settings.min_rise) | ~unlike(c))
     if settings.orientation == "annotation":
+        forth = np.tile(moments.rise(), (2, 1))  # [x y]: of y, with the class of x
         directed = np.where(unlike(c), _by_rise(directed + directed.T, forth), directed)
     return directed, effects, found.complete
 
 
-def mirrored(pairs: Float[np.ndarray, "v v"]) -> Float[np.ndarray, "v v"]:
-    """[x, y] of the same classes in the other modality each: what is heard for what is seen, and seen for heard."""
-    c = len(pairs) // 2
-    return np.roll(pairs, (c, c), axis=(0, 1))
+def by_annotation(moments: Moments) -> Float[np.ndarray, "v v"]:
+    """What the annotation says of pairs of unlike modality and class, free of what the search has to explain away.
+
+    q_xy + q_yx less half of the same of the mirrored pair (the classes of x and y with their modalities exchanged), q
+    the signed root of `Moments.told_correlation`: where x brings y, clips annotated with either raise the other.
+    Classes that go together do so in both pairs of unlike modality alike.
+    """
+    c = len(moments.count)
+    correlation = moments.told_correlation()
+    root = np.sign(correlation) * np.sqrt(np.abs(correlation))
+    both = root + root.T
+    mirrored = np.roll(both, (c, c), axis=(0, 1))
+    return np.where(cross_modal(c), both - mirrored / 2, 0.0)
 
 
 def _by_rise(adjacent: Float[np.ndarray, "v v"], forth: Float[np.ndarray, "v v"]) -> Float[np.ndarray, "v v"]:

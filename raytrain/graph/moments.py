@@ -30,6 +30,8 @@ FIELDS = (
 )
 UNCUT = ("uncut_count", "uncut_total", "uncut_squares")
 """Beside them, of all clips and of uncut columns, where the others are of some clips or of cut columns."""
+TOLD = ("told_count", "told_total", "told_squares", "null_told_count", "null_told_total")
+"""By the one view in which the annotated class is told, and over the clips of these."""
 
 
 class MomentAccumulator:
@@ -49,6 +51,7 @@ class MomentAccumulator:
                  -one_view in the other; None: all.  A class that is heard and seen is louder than what happens beside
                  it, which is then not annotated, and a teacher learns it to be absent there.  Class means for
                  `Moments.rise` are of all clips
+    told         whether sums for `Moments.told_correlation` are kept, two thirds more memory
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class MomentAccumulator:
         shift: Float[np.ndarray, " v"] | None = None,
         bounds: tuple[float, float] | None = None,
         one_view: float | None = None,
+        told: bool = False,
         seed: int = 0,
     ) -> None:
         if num_classes < 2 or num_groups < 2 or not 0 < decay <= 1:
@@ -80,6 +84,7 @@ class MomentAccumulator:
         self.inputs, self.decay, self.seed = inputs, float(decay), seed
         self.one_view = None if one_view is None else float(one_view)
         self.bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
+        self.told = told
         self.shift = np.zeros(v) if shift is None else np.asarray(shift, np.float64)
         if self.shift.shape != (v,):
             raise ValueError(f"shift has shape {self.shift.shape}; allowed is ({v},), audio before visual")
@@ -96,6 +101,12 @@ class MomentAccumulator:
             self.uncut_count = np.zeros((g, c))
             self.uncut_total = np.zeros((g, c, v))
             self.uncut_squares = np.zeros((g, c, v))
+        if told:
+            self.told_count = np.zeros((g, 2, c))
+            self.told_total = np.zeros((g, 2, c, v))
+            self.told_squares = np.zeros((g, 2, v))
+            self.null_told_count = np.zeros((g, 2, c))
+            self.null_told_total = np.zeros((g, 2, c, v))
 
     @property
     def _keeps_uncut(self) -> bool:
@@ -104,7 +115,7 @@ class MomentAccumulator:
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the arrays that hold sums."""
-        return FIELDS + UNCUT if self._keeps_uncut else FIELDS
+        return FIELDS + UNCUT * self._keeps_uncut + TOLD * self.told
 
     def update(
         self,
@@ -149,6 +160,7 @@ class MomentAccumulator:
         rows = (uncut if self.bounds is None else np.clip(uncut, *self.bounds)) - self.shift
         labels, shuffled = labels[known], permuted[known]
         counted = self._counted(uncut, labels)
+        view, told = view_that_tells(uncut, labels)
         group = (hashed(clips[known], self.seed) % np.uint64(self.num_groups)).astype(np.int64)
         for g in np.unique(group):
             here = group == g
@@ -156,6 +168,13 @@ class MomentAccumulator:
                 np.add.at(self.uncut_count[g], labels[here], 1.0)
                 np.add.at(self.uncut_total[g], labels[here], uncut[here])
                 np.add.at(self.uncut_squares[g], labels[here], uncut[here] ** 2)
+            if self.told:
+                k, x = here & told, rows[here & told]
+                np.add.at(self.told_count[g], (view[k], labels[k]), 1.0)
+                np.add.at(self.told_total[g], (view[k], labels[k]), x)
+                np.add.at(self.told_squares[g], view[k], x * x)
+                np.add.at(self.null_told_count[g], (view[k], shuffled[k]), 1.0)
+                np.add.at(self.null_told_total[g], (view[k], shuffled[k]), x)
             here &= counted
             x = rows[here]
             for count, total, squares, names in (
@@ -194,6 +213,7 @@ class MomentAccumulator:
             "inputs": self.inputs,
             "bounds": self.bounds,
             "one_view": self.one_view,
+            "told": self.told,
             "seed": self.seed,
         }
 
@@ -245,6 +265,7 @@ class MomentAccumulator:
             shift=np.array(arrays["shift"]),
             bounds=tuple(arrays["bounds"].tolist()) if "bounds" in arrays else None,
             one_view=float(arrays["one_view"]) if "one_view" in arrays else None,
+            told="told_count" in arrays,
             seed=int(arrays["seed"]),
         )
         arrays = {"uncut_count": arrays["count"], **arrays}  # it is not in moments from before `one_view`
@@ -271,12 +292,20 @@ class MomentAccumulator:
             size = min(size, float(self.num_clips) * float(times.sum()) / self.num_groups)
         ridge = 0.01 if self.inputs == "probabilities" else 0.0
         outer = np.tensordot(times, self.outer, 1)
-        if not self._keeps_uncut or permuted:
-            return Moments(count, total, squares, outer, size, ridge)
-        uncut_count, uncut_total, uncut_squares = (
-            np.tensordot(times, getattr(self, name), 1) for name in UNCUT
-        )
-        return Moments(count, total, squares, outer, size, ridge, (uncut_count, uncut_total, uncut_squares))
+        uncut = told = None
+        if self._keeps_uncut and not permuted:
+            uncut = self._three(times, UNCUT)
+        if self.told:
+            null = "null_" if permuted else ""
+            told = self._three(times, (f"{null}told_count", f"{null}told_total", "told_squares"))
+        return Moments(count, total, squares, outer, size, ridge, uncut, told)
+
+    def _three(self, times: Float[np.ndarray, " g"], names: tuple[str, ...]) -> Sums:
+        count, total, squares = (np.tensordot(times, getattr(self, name), 1) for name in names)
+        return count, total, squares
+
+
+Sums = tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."], Float[np.ndarray, "..."]]
 
 
 @dataclass(frozen=True)
@@ -290,9 +319,11 @@ class Moments:
     num_samples: float
     """n_eff = (sum w)^2 / sum w^2, at most the clips that there are."""
     ridge: float
-    uncut: tuple[Float[np.ndarray, " c"], Float[np.ndarray, "c v"], Float[np.ndarray, "c v"]] | None = None
-    """Count, total and squares of all clips and of uncut columns; None where nothing was cut or left out, and of
-    permuted labels."""
+    uncut: Sums | None = None
+    """Count (c), total and squares (c, v) of all clips and of uncut columns; None where nothing was cut or left out,
+    and of permuted labels."""
+    told: Sums | None = None
+    """Count (2, c), total (2, c, v) and squares (2, v) by the one view that tells the annotated class."""
 
     def covariance(self, kind: Kind) -> Float[np.ndarray, "p p"]:
         """Covariance of the columns: `total`; `within` classes; or `context`, where c one-hot label columns
@@ -332,6 +363,39 @@ class Moments:
         seen = clips > 0
         middle = np.median(mean[seen], axis=0) if seen.any() else 0.0
         return np.where(seen[:, None], (mean - middle) / spread, 0.0)
+
+    def told_correlation(self) -> Float[np.ndarray, "v v"]:
+        """[x, y]: correlation of column y with the annotation of class(x), over the clips whose annotated class is told
+        in the view of x alone; those annotated with class(y) are left out.  0 where no clip tells, and within a class.
+
+        Such a clip holds class(x) for certain and in the view of x alone, so that what y says in the other view is not
+        drowned by it.  Raises ValueError where no such sums were kept.
+        """
+        if self.told is None:
+            raise ValueError(
+                "these moments hold no sums by the view that tells the class; make them with told=True"
+            )
+        count, total, squares = self.told
+        c = count.shape[1]
+        own = np.tile(np.arange(c), 2)  # class of a column
+        clips, sums = count.sum(axis=1), total.sum(axis=1)
+        others = clips[:, None, None] - count[:, own][:, None, :] - count[:, :, None]
+        rest = sums[:, None, :] - total[:, own, np.arange(2 * c)][:, None, :] - total
+        raised = total / np.maximum(count, 1.0)[:, :, None] - rest / np.maximum(others, 1.0)
+        clips = np.maximum(clips, 1.0)
+        spread = np.sqrt(np.maximum(squares / clips[:, None] - (sums / clips[:, None]) ** 2, 0.0)) + 1e-12
+        share = np.sqrt(count / clips[:, None])[:, :, None]
+        known = (count > 0)[:, :, None] & (others > 0) & (np.arange(c)[:, None] != own)
+        return np.where(known, raised / spread[:, None, :] * share, 0.0).reshape(2 * c, 2 * c)
+
+
+def view_that_tells(
+    columns: Float[np.ndarray, "n v"], labels: Int[np.ndarray, " n"]
+) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Of each row the view, 0 or 1, in which its class has the larger logit, and whether that alone is above 0."""
+    row = np.arange(len(labels))
+    own = np.stack([columns[row, labels], columns[row, columns.shape[1] // 2 + labels]], axis=1)
+    return own.argmax(axis=1), (own > 0).sum(axis=1) == 1
 
 
 def refuse_softmax(rows: Float[np.ndarray, "n c"], name: str) -> None:

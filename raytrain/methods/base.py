@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
@@ -29,10 +29,8 @@ class GraphPlan:
     """Steps from the asking to the first step that uses the graph: all ranks adopt it there, and only there."""
     search: Mapping[str, Any]
     """Keywords of `graph.dependency.class_dependency`."""
-    bounds: tuple[float, float] | None = None
-    """Where soft labels are cut for it (`graph.moments`); None: nowhere."""
-    one_view: float | None = None
-    """Of which clips it is made (`graph.moments`); None: of all."""
+    moments: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of `graph.moments.MomentAccumulator`: of which soft labels it is made."""
 
 
 class Method(nn.Module, ABC):

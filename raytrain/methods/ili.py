@@ -29,9 +29,9 @@ Departs from the paper ([code]: the authors' code; the rest is ours where both a
 - Features are decoded from the soft labels alone (`reconstruction`): what is heard and seen has to be told by events,
   those that always come with a louder one included, which no annotation teaches.
 - The graph takes logits cut at `logit_bounds`, with the annotated class as context (docs/graph.md), from the run's own
-  moments; edges with a negative or a small partial effect are left out (`search.sign`, `search.min_effect`), what the
-  mirrored pair has is taken from the effect (`search.less_mirror`), an effect rises with the annotation of its cause
-  (`search.min_rise`), and an edge goes to where the annotation of the other raises more (`search.orientation`).
+  moments; edges with a negative or a small partial effect are left out (`search.sign`, `search.min_effect`), what clips
+  say whose class is told in one view alone may weigh beside the effect (`search.told`), and an edge goes to where the
+  annotation of the other raises more (`search.orientation`).
 - The graph may be made of the clips whose annotated class is told in one view only (`one_view`): a class that is heard
   and seen is louder than its effects, which are then never annotated beside it and learnt to be absent there.
 - The teacher may be larger than the student (`teacher_hidden`).
@@ -187,8 +187,11 @@ class Ili(Method):
             window=steps_per_epoch,
             lag=lag,
             search=search,
-            bounds=self.settings.logit_bounds,
-            one_view=self.settings.one_view,
+            moments={
+                "bounds": self.settings.logit_bounds,
+                "one_view": self.settings.one_view,
+                "told": self.settings.search.told > 0,
+            },
         )
 
     def adopt(self, graph: ClassDependency) -> None:

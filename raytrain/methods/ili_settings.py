@@ -37,13 +37,10 @@ class Search(Section):
         "positive", description="edges with a negative partial effect are competition, not company"
     )
     min_effect: float = Field(0.03, ge=0, lt=1, description="partial effects below it are no dependency")
-    min_rise: float = Field(
+    told: float = Field(
         0.0,
         ge=0,
-        description="clips annotated with the cause raise its effect by so many standard deviations",
-    )
-    less_mirror: bool = Field(
-        False, description="of the effect, that of the same classes with the views exchanged is taken away"
+        description="weight, beside the partial effect, of what clips say whose class is told in one view alone",
     )
     orientation: Orientation = Field(
         "annotation", description="what gives an edge its direction; search: where v-structures tell"

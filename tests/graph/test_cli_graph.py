@@ -56,7 +56,7 @@ def test_a_run_is_read_from_its_moments_and_gets_a_board(
     assert done.exit_code == 0, done.output
     settings = json.loads((tmp_path / "dependency.json").read_text())["settings"]
     asked = {"frequency": 0.9, "min_effect": 0.1}
-    assert settings == search | {"lift_threshold": 4.0, "min_rise": 0.0, "less_mirror": False} | asked
+    assert settings == search | {"lift_threshold": 4.0, "told": 0.0} | asked
     assert "class 0 (audio) -> class 1 (visual)" in done.output
     assert list((tmp_path / "tensorboard").glob("events*"))
 
@@ -77,6 +77,29 @@ def test_clips_of_a_file_can_be_those_whose_class_is_told_in_one_view(
     done = CliRunner().invoke(graph, [str(tmp_path / "moments.npz"), "--one-view", "0.5"])
     assert done.exit_code == 2
     assert "train with method.one_view" in " ".join(done.output.split())
+
+
+def test_what_the_annotation_says_is_of_a_file_of_clips_or_of_moments_that_keep_it(
+    planted: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "soft.npz", **planted)
+    row, rows = np.arange(6000), (planted["audio"], planted["visual"], planted["labels"])
+    for told in (True, False):
+        moments = MomentAccumulator(5, told=told)
+        moments.update(*rows, row)
+        np.savez(tmp_path / f"told {told}.npz", **moments.to_arrays())
+    found = []
+    for source in ("soft", "told True", "told False"):
+        options = ["--bootstraps", "6", "--told", "0.3", "--min-effect", "0.2"]
+        done = CliRunner().invoke(graph, [str(tmp_path / f"{source}.npz"), *options])
+        if source == "told False":
+            assert done.exit_code == 2
+            assert "train with method.search.told" in " ".join(done.output.split())
+        else:
+            assert done.exit_code == 0, done.output
+            found.append(json.loads((tmp_path / "dependency.json").read_text()))
+    assert found[0]["audio_to_visual"] == found[1]["audio_to_visual"]
+    assert found[0]["settings"]["told"] == 0.3 and found[0]["edges"]
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,52 @@ def test_moments_of_one_view_survive_files_and_ranks():
         filled(rows, one_view=99.0).moments()
 
 
+def told_alone(view, audio, visual, labels):
+    """Rows whose class has a logit above 0 in this view, 0 audio and 1 visual, and not in the other."""
+    own = [(audio[i, k], visual[i, k]) for i, k in enumerate(labels)]
+    return np.array([pair[view] > 0 >= pair[1 - view] for pair in own])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bounds": (-1.5, 1.0), "one_view": 2.0, "shift": np.full(2 * C, 3.0)}]
+)
+def test_told_correlation_is_of_clips_whose_class_one_view_alone_tells(options):
+    """Against a loop; clips annotated with the class of the column take no part."""
+    audio, visual, labels, ids = clips()
+    audio, visual = audio - 9, visual + 3
+    found = filled((audio, visual, labels, ids), told=True, **options).moments().told_correlation()
+    columns = np.clip(np.concatenate([audio, visual], axis=1), *options.get("bounds", (-np.inf, np.inf)))
+    for x in range(2 * C):
+        told = told_alone(x // C, audio, visual, labels)
+        assert 40 < told.sum() < N - 40
+        for y in range(2 * C):
+            with_class = told & (labels == x % C)
+            others = told & (labels != x % C) & (labels != y % C)
+            raised = columns[with_class, y].mean() - columns[others, y].mean()
+            expected = raised / columns[told, y].std() * math.sqrt(with_class.sum() / told.sum())
+            assert found[x, y] == pytest.approx(0.0 if x % C == y % C else expected, rel=1e-9, abs=1e-12)
+
+
+def test_told_sums_survive_files_ranks_and_permuted_labels():
+    audio, visual, labels, ids = clips(n=4000)
+    rows = (audio - 9, visual + 3, labels, ids)
+    whole = filled(rows, told=True)
+    parts = [filled([r[part] for r in rows], told=True) for part in (slice(150), slice(150, None))]
+    summed = parts[0].with_flat(parts[0].flat() + parts[1].flat())
+    expected = whole.moments().told_correlation()
+    np.testing.assert_allclose(summed.moments().told_correlation(), expected, rtol=1e-9, atol=1e-12)
+    again = MomentAccumulator.from_arrays(summed.to_arrays())
+    assert np.array_equal(again.flat(), summed.flat()) and again.told
+    null = whole.moments(permuted=True).told_correlation()
+    assert np.abs(null).max() < 0.5 * np.abs(expected).max()
+    with pytest.raises(ValueError, match="cannot be added"):
+        parts[0].merge(filled([r[150:] for r in rows]))
+    with pytest.raises(ValueError, match="make them with told=True"):
+        filled(rows).moments().told_correlation()
+    none = filled((audio - 99, visual - 99, labels, ids), told=True).moments().told_correlation()
+    assert not none.any(), "no class is told anywhere"
+
+
 def test_bounded_moments_from_before_all_clips_were_counted_by_themselves_are_read():
     bounded = filled(clips(), bounds=(-4.5, 6.0))
     before = bounded.to_arrays()

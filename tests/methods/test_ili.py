@@ -286,9 +286,10 @@ def test_stages_and_plan() -> None:
     assert method.stages(20, 10) == {10: "student"}
     plan = method.graph_plan(100, 10)
     assert plan is not None and (plan.refreshes, plan.window, plan.lag) == ((50,), 10, 3)
-    assert plan.bounds == (-2.0, 1.0) and plan.one_view is None
-    of_one_view = ili(one_view=1.5).graph_plan(100, 10)
-    assert of_one_view is not None and of_one_view.one_view == 1.5
+    assert plan.moments == {"bounds": (-2.0, 1.0), "one_view": None, "told": False}
+    told = ili(one_view=1.5, logit_bounds=None, search={"told": 0.3}).graph_plan(100, 10)
+    assert told is not None and told.search["told"] == 0.3
+    assert told.moments == {"bounds": None, "one_view": 1.5, "told": True}
     short = method.graph_plan(20, 10)
     assert short is not None and short.refreshes == (10,), (
         "no epoch is left for moments of the frozen teacher"
