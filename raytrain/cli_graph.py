@@ -139,6 +139,7 @@ def graph(
 def _settings(source: Path) -> dict[str, Any]:
     """Those of the search of a run, and what stands in for them elsewhere."""
     from raytrain.config import load_values
+    from raytrain.methods.ili_settings import without_retired
 
     settings: dict[str, Any] = {
         "penalty": 1.0, "lift_threshold": 4.0, "bootstraps": 100, "frequency": 0.75, "sign": "any",
@@ -146,7 +147,10 @@ def _settings(source: Path) -> dict[str, Any]:
     }  # fmt: skip
     config = source / "config.json"
     if config.exists():
-        settings |= load_values(config)["method"].get("search", {})
+        try:
+            settings |= without_retired(load_values(config)["method"].get("search", {}))
+        except ValueError as error:
+            raise click.UsageError(f"{config}: {error}") from error
     return settings
 
 

@@ -159,8 +159,8 @@ class MomentAccumulator:
         uncut = np.concatenate([audio, visual], axis=1)[known]
         rows = (uncut if self.bounds is None else np.clip(uncut, *self.bounds)) - self.shift
         labels, shuffled = labels[known], permuted[known]
-        counted = self._counted(uncut, labels)
-        view, told = view_that_tells(uncut, labels)
+        own = columns_of_class(uncut, labels)
+        counted = self._counted(own)
         group = (hashed(clips[known], self.seed) % np.uint64(self.num_groups)).astype(np.int64)
         for g in np.unique(group):
             here = group == g
@@ -169,12 +169,8 @@ class MomentAccumulator:
                 np.add.at(self.uncut_total[g], labels[here], uncut[here])
                 np.add.at(self.uncut_squares[g], labels[here], uncut[here] ** 2)
             if self.told:
-                k, x = here & told, rows[here & told]
-                np.add.at(self.told_count[g], (view[k], labels[k]), 1.0)
-                np.add.at(self.told_total[g], (view[k], labels[k]), x)
-                np.add.at(self.told_squares[g], view[k], x * x)
-                np.add.at(self.null_told_count[g], (view[k], shuffled[k]), 1.0)
-                np.add.at(self.null_told_total[g], (view[k], shuffled[k]), x)
+                k = here & ((own > 0).sum(axis=1) == 1)
+                self._tell(int(g), own[k].argmax(axis=1), labels[k], shuffled[k], rows[k])
             here &= counted
             x = rows[here]
             for count, total, squares, names in (
@@ -188,15 +184,26 @@ class MomentAccumulator:
             self.weight[g] += len(x)
             self.weight_of_squares[g] += len(x)
 
-    def _counted(
-        self, uncut: Float[np.ndarray, "n v"], labels: Int[np.ndarray, " n"]
-    ) -> Bool[np.ndarray, " n"]:
+    def _tell(
+        self,
+        g: int,
+        view: Int[np.ndarray, " n"],
+        labels: Int[np.ndarray, " n"],
+        shuffled: Int[np.ndarray, " n"],
+        x: Float[np.ndarray, "n v"],
+    ) -> None:
+        """Adds rows whose class one view alone tells, to group g."""
+        np.add.at(self.told_count[g], (view, labels), 1.0)
+        np.add.at(self.told_total[g], (view, labels), x)
+        np.add.at(self.told_squares[g], view, x * x)
+        np.add.at(self.null_told_count[g], (view, shuffled), 1.0)
+        np.add.at(self.null_told_total[g], (view, shuffled), x)
+
+    def _counted(self, own: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
         """The rows whose annotated class is told in one view; all of them where `one_view` is None."""
         if self.one_view is None:
-            return np.ones(len(labels), bool)
-        row = np.arange(len(labels))
-        heard, seen = uncut[row, labels], uncut[row, self.num_classes + labels]
-        return (np.maximum(heard, seen) > 0) & (np.minimum(heard, seen) < -self.one_view)
+            return np.ones(len(own), bool)
+        return (own.max(axis=1) > 0) & (own.min(axis=1) < -self.one_view)
 
     def merge(self, other: MomentAccumulator) -> None:
         """Adds the moments of another part of the clips; ValueError unless both were made alike."""
@@ -389,13 +396,12 @@ class Moments:
         return np.where(known, raised / spread[:, None, :] * share, 0.0).reshape(2 * c, 2 * c)
 
 
-def view_that_tells(
+def columns_of_class(
     columns: Float[np.ndarray, "n v"], labels: Int[np.ndarray, " n"]
-) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Of each row the view, 0 or 1, in which its class has the larger logit, and whether that alone is above 0."""
+) -> Float[np.ndarray, "n 2"]:
+    """Of each row its own class, in the audio and in the visual."""
     row = np.arange(len(labels))
-    own = np.stack([columns[row, labels], columns[row, columns.shape[1] // 2 + labels]], axis=1)
-    return own.argmax(axis=1), (own > 0).sum(axis=1) == 1
+    return np.stack([columns[row, labels], columns[row, columns.shape[1] // 2 + labels]], axis=1)
 
 
 def refuse_softmax(rows: Float[np.ndarray, "n c"], name: str) -> None:

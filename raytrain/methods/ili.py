@@ -30,9 +30,9 @@ Departs from the paper ([code]: the authors' code; the rest is ours where both a
   those that always come with a louder one included, which no annotation teaches.
 - The graph takes logits cut at `logit_bounds`, with the annotated class as context (docs/graph.md), from the run's own
   moments; edges with a negative or a small partial effect are left out (`search.sign`, `search.min_effect`), what clips
-  say whose class is told in one view alone may weigh beside the effect (`search.told`), and an edge goes to where the
+  say whose class is told in one view alone weighs beside the effect (`search.told`), and an edge goes to where the
   annotation of the other raises more (`search.orientation`).
-- The graph may be made of the clips whose annotated class is told in one view only (`one_view`): a class that is heard
+- The graph is made of the clips whose annotated class is told in one view only (`one_view`): a class that is heard
   and seen is louder than its effects, which are then never annotated beside it and learnt to be absent there.
 - The teacher may be larger than the student (`teacher_hidden`).
 - Soft labels come from a moving average of the teacher (`teacher_average`).  With `after_teaching = "frozen"` the

@@ -15,6 +15,20 @@ MetricLoss = Literal["proxy-triplet", "triplet", "info-nce", "supcon"]
 HINGED = ("proxy-triplet", "triplet")
 
 
+RETIRED = {"min_rise": 0.0, "less_mirror": False}
+"""Keys of a search that are no more, and the values that turned them off."""
+
+
+def without_retired(values: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError where a retired key was on."""
+    used = [name for name, off in RETIRED.items() if values.get(name, off) != off]
+    if used:
+        raise ValueError(
+            f"search has no {' and no '.join(used)} any more; set told and min_effect (docs/ili.md)"
+        )
+    return {name: value for name, value in values.items() if name not in RETIRED}
+
+
 class Hinge(Section):
     margin: float = Field(0.2, ge=0)
     mining: Mining = "all"
@@ -36,9 +50,14 @@ class Search(Section):
     sign: Sign = Field(
         "positive", description="edges with a negative partial effect are competition, not company"
     )
-    min_effect: float = Field(0.03, ge=0, lt=1, description="partial effects below it are no dependency")
+    min_effect: float = Field(
+        0.28,
+        ge=0,
+        lt=1,
+        description="pairs whose effect and what is told of them are below it are no dependency; .03 without told",
+    )
     told: float = Field(
-        0.0,
+        0.4,
         ge=0,
         description="weight, beside the partial effect, of what clips say whose class is told in one view alone",
     )
@@ -48,6 +67,12 @@ class Search(Section):
     bootstraps: int = Field(50, ge=2)
     weight_frequency: float = Field(0.5, gt=0, le=1, description="edges found less often have no weight")
     frequency: float = Field(0.75, gt=0.5, le=1, description="of a stable edge, for the verdict")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_retired(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Runs from before `told` have keys of rules that it replaced; where they were off they are read."""
+        return without_retired(values)
 
 
 class IliSettings(Section):
@@ -76,12 +101,12 @@ class IliSettings(Section):
     contrast_until: float = Field(0.6, gt=0, le=1, description="share of t_teach in which it falls to 0")
     contrast_temperature: float = Field(0.2, gt=0)
     one_of: float = Field(
-        0.0,
+        0.1,
         ge=0,
         description="weight of the softmax over the events: the annotation is one of them; 0: the paper's",
     )
     reconstruction: float = Field(
-        0.0,
+        0.1,
         ge=0,
         description="weight of the features' mean squared error, decoded from the soft labels; 0: the paper's",
     )
@@ -99,7 +124,7 @@ class IliSettings(Section):
         description="for the graph logits are cut here: beyond, they tell loud from soft; off: never",
     )
     one_view: float | None = Field(
-        None,
+        1.0,
         ge=0,
         description="the graph is made of clips whose annotated class is told in one view (logit above 0) and not in "
         "the other (below minus this); off: of all clips",

@@ -51,7 +51,9 @@ def test_a_run_is_read_from_its_moments_and_gets_a_board(
     (tmp_path / "teacher").mkdir()
     np.savez(tmp_path / "teacher" / "moments.npz", **moments.to_arrays())
     search = {"penalty": 0.75, "bootstraps": 6, "sign": "positive", "orientation": "annotation"}
-    (tmp_path / "config.json").write_text(json.dumps({"method": {"name": "ili", "search": search}}))
+    retired = {"min_rise": 0.0, "less_mirror": False}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"method": {"name": "ili", "search": search | retired}}))
     done = CliRunner().invoke(graph, [str(tmp_path), "--frequency", "0.9", "--min-effect", "0.1"])
     assert done.exit_code == 0, done.output
     settings = json.loads((tmp_path / "dependency.json").read_text())["settings"]
@@ -59,6 +61,9 @@ def test_a_run_is_read_from_its_moments_and_gets_a_board(
     assert settings == search | {"lift_threshold": 4.0, "told": 0.0} | asked
     assert "class 0 (audio) -> class 1 (visual)" in done.output
     assert list((tmp_path / "tensorboard").glob("events*"))
+    config.write_text(json.dumps({"method": {"name": "ili", "search": search | {"min_rise": 0.2}}}))
+    done = CliRunner().invoke(graph, [str(tmp_path)])
+    assert done.exit_code == 2 and "search has no min_rise any more" in " ".join(done.output.split())
 
 
 def test_clips_of_a_file_can_be_those_whose_class_is_told_in_one_view(

@@ -280,6 +280,13 @@ def test_the_controls_of_the_graph() -> None:
     assert lift.audio_to_visual.any()
 
 
+def test_runs_from_before_the_search_heard_the_annotation_are_read() -> None:
+    off = {"min_rise": 0.0, "less_mirror": False}
+    assert IliSettings.model_validate({"search": off}).search == IliSettings().search
+    with pytest.raises(ValueError, match="search has no less_mirror any more; set told and min_effect"):
+        IliSettings.model_validate({"search": {**off, "less_mirror": True}})
+
+
 def test_stages_and_plan() -> None:
     method = ili(t_teach=0.4, lag=3)
     assert method.stages(100, 10) == {40: "student"}
