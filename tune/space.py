@@ -211,7 +211,7 @@ SPACES: Mapping[str, Space] = {
         "method.one_view": Choice({"all clips": None, "0": 0.0, "1": 1.0, "2": 2.0}),
         "method.search.penalty": Real(0.25, 2.0, log=True),
         "method.search.min_effect": Real(0.01, 0.4, log=True),
-        "method.search.told": Choice({"the effect alone": 0.0, "and the annotation": 0.3}),
+        "method.search.told": Choice({"the effect alone": 0.0, "and the annotation": 0.4}),
     },
     "dscmr": {
         **OPTIMISER,

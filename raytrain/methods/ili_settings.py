@@ -20,13 +20,17 @@ RETIRED = {"min_rise": 0.0, "less_mirror": False}
 
 
 def without_retired(values: dict[str, Any]) -> dict[str, Any]:
-    """Raises ValueError where a retired key was on."""
+    """The search of a run from before `told`, as it was; other searches as they are.
+
+    Raises ValueError where a retired key was on.
+    """
     used = [name for name, off in RETIRED.items() if values.get(name, off) != off]
     if used:
         raise ValueError(
             f"search has no {' and no '.join(used)} any more; set told and min_effect (docs/ili.md)"
         )
-    return {name: value for name, value in values.items() if name not in RETIRED}
+    kept = {name: value for name, value in values.items() if name not in RETIRED}
+    return kept if len(kept) == len(values) else {"told": 0.0, **kept}
 
 
 class Hinge(Section):
@@ -71,7 +75,7 @@ class Search(Section):
     @model_validator(mode="before")
     @classmethod
     def _without_what_is_retired(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Runs from before `told` have keys of rules that it replaced; where they were off they are read."""
+        """Runs from before `told` have keys of rules that it replaced."""
         return without_retired(values)
 
 

@@ -282,7 +282,8 @@ def test_the_controls_of_the_graph() -> None:
 
 def test_runs_from_before_the_search_heard_the_annotation_are_read() -> None:
     off = {"min_rise": 0.0, "less_mirror": False}
-    assert IliSettings.model_validate({"search": off}).search == IliSettings().search
+    before = IliSettings.model_validate({"search": {**off, "min_effect": 0.03}}).search
+    assert (before.told, before.min_effect) == (0.0, 0.03) and IliSettings().search.told > 0
     with pytest.raises(ValueError, match="search has no less_mirror any more; set told and min_effect"):
         IliSettings.model_validate({"search": {**off, "less_mirror": True}})
 
@@ -293,10 +294,10 @@ def test_stages_and_plan() -> None:
     assert method.stages(20, 10) == {10: "student"}
     plan = method.graph_plan(100, 10)
     assert plan is not None and (plan.refreshes, plan.window, plan.lag) == ((50,), 10, 3)
-    assert plan.moments == {"bounds": (-2.0, 1.0), "one_view": None, "told": False}
-    told = ili(one_view=1.5, logit_bounds=None, search={"told": 0.3}).graph_plan(100, 10)
-    assert told is not None and told.search["told"] == 0.3
-    assert told.moments == {"bounds": None, "one_view": 1.5, "told": True}
+    assert plan.moments == {"bounds": (-2.0, 1.0), "one_view": 1.0, "told": True}
+    of_all = ili(one_view=None, logit_bounds=None, search={"told": 0.0}).graph_plan(100, 10)
+    assert of_all is not None and of_all.search["told"] == 0
+    assert of_all.moments == {"bounds": None, "one_view": None, "told": False}
     short = method.graph_plan(20, 10)
     assert short is not None and short.refreshes == (10,), (
         "no epoch is left for moments of the frozen teacher"
