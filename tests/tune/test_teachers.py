@@ -54,7 +54,9 @@ def test_trials_share_teachers_that_are_trained_once(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    run_search(options(dataset, out, method="ili", teachers=2, trials=4, epochs=3, seeds=1, survivors=1))
+    of_all_clips = (*SMALL, "method.one_view=off")
+    asked = {"teachers": 2, "trials": 4, "epochs": 3, "seeds": 1, "survivors": 1, "overrides": of_all_clips}
+    run_search(options(dataset, out, method="ili", **asked))
     journal = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
     teachers = [found["teacher"] for found in journal if found["what"] == "teacher"]
     assert len(teachers) == 2
