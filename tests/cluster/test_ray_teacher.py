@@ -40,7 +40,13 @@ from tests.worlds import run_world
 
 pytestmark = pytest.mark.ray
 
-ILI = ("method.name=ili", "method.search.bootstraps=4", "method.t_teach=0.5", "train.patience=off")
+ILI = (
+    "method.name=ili",
+    "method.one_view=off",
+    "method.search.bootstraps=4",
+    "method.t_teach=0.5",
+    "train.patience=off",
+)
 ONLINE = (
     "method.after_teaching=training",
     "method.refresh_every=5",
