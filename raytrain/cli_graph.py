@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     help="Whether edges with a negative partial effect count. [default: the run's, any]",
 )
 @click.option(
-    "--min-effect", type=float, help="Partial effects below it do not count. [default: the run's, 0]"
+    "--min-effect",
+    type=float,
+    help="Partial effects, plus what --told adds, do not count below it. [default: the run's, 0]",
 )
 @click.option(
     "--told",
