@@ -161,6 +161,7 @@ class MomentAccumulator:
         labels, shuffled = labels[known], permuted[known]
         own = columns_of_class(uncut, labels)
         counted = self._counted(own)
+        told, view = (own > 0).sum(axis=1) == 1, own.argmax(axis=1)
         group = (hashed(clips[known], self.seed) % np.uint64(self.num_groups)).astype(np.int64)
         for g in np.unique(group):
             here = group == g
@@ -169,8 +170,8 @@ class MomentAccumulator:
                 np.add.at(self.uncut_total[g], labels[here], uncut[here])
                 np.add.at(self.uncut_squares[g], labels[here], uncut[here] ** 2)
             if self.told:
-                k = here & ((own > 0).sum(axis=1) == 1)
-                self._tell(int(g), own[k].argmax(axis=1), labels[k], shuffled[k], rows[k])
+                k = here & told
+                self._tell(int(g), view[k], labels[k], shuffled[k], rows[k])
             here &= counted
             x = rows[here]
             for count, total, squares, names in (
@@ -285,7 +286,7 @@ class MomentAccumulator:
         none of uncut columns."""
         times = np.ones(self.num_groups) if groups is None else groups
         names = ("null_count", "null_total", "null_squares") if permuted else ("count", "total", "squares")
-        count, total, squares = (np.tensordot(times, getattr(self, name), 1) for name in names)
+        count, total, squares = self._summed(times, names)
         weight, of_squares = float(times @ self.weight), float(times @ self.weight_of_squares)
         if weight <= 1:
             remedy = (
@@ -301,13 +302,14 @@ class MomentAccumulator:
         outer = np.tensordot(times, self.outer, 1)
         uncut = told = None
         if self._keeps_uncut and not permuted:
-            uncut = self._three(times, UNCUT)
+            uncut = self._summed(times, UNCUT)
         if self.told:
             null = "null_" if permuted else ""
-            told = self._three(times, (f"{null}told_count", f"{null}told_total", "told_squares"))
+            told = self._summed(times, (f"{null}told_count", f"{null}told_total", "told_squares"))
         return Moments(count, total, squares, outer, size, ridge, uncut, told)
 
-    def _three(self, times: Float[np.ndarray, " g"], names: tuple[str, ...]) -> Sums:
+    def _summed(self, times: Float[np.ndarray, " g"], names: tuple[str, str, str]) -> Sums:
+        """Count, total and squares of these names over groups with these multiplicities."""
         count, total, squares = (np.tensordot(times, getattr(self, name), 1) for name in names)
         return count, total, squares
 

@@ -54,6 +54,7 @@ CASES = {
     ),
     "psd supcon": ("psd", {"metric": "supcon", "teacher": "separate", "gate": None, "pair": "positive"}),
     "dscmr likelihood": ("dscmr", {"common": "likelihood"}),
+    "ili explained": ("ili", {"one_of": 0.3, "reconstruction": 0.5, "contrast": 0.2}),
     "ili labels alone": ("ili", {"one_of": 0.0, "reconstruction": 0.0}),
     "ili linked": ("ili", {"threshold": 0.35}),
     "ili linked all pairs": (
