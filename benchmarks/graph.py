@@ -19,9 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from raytrain.graph.accumulator import MomentAccumulator
 from raytrain.graph.baselines import TABLE, authors_recipe, baseline, directed_f1
 from raytrain.graph.dependency import class_dependency
-from raytrain.graph.moments import MomentAccumulator
 from raytrain.graph.original import causal_learn_cpdag, extension
 from raytrain.graph.planted import linear_gaussian, soft_labels
 from raytrain.graph.score import bic

@@ -141,8 +141,8 @@ def run(data: Path, overrides: tuple[str, ...], seed: int, key: str, out: Path) 
 def marks(found: Any, moments: Path, planted: np.ndarray) -> dict[str, Any]:
     """How right a graph of the run is, beside lift from the same moments at the threshold that suits it best."""
     from raytrain.evaluation.latent import pair_f1
+    from raytrain.graph.accumulator import MomentAccumulator
     from raytrain.graph.dependency import cross_modal
-    from raytrain.graph.moments import MomentAccumulator
 
     across = cross_modal(len(planted) // 2)
     frequent = across & (found.edge_frequency >= 0.5)

@@ -10,8 +10,8 @@ import click
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from raytrain.graph.accumulator import MomentAccumulator
     from raytrain.graph.dependency import Orientation, Sign
-    from raytrain.graph.moments import MomentAccumulator
 
 
 @click.command(short_help="draw the class dependencies of a run or file")
@@ -174,7 +174,7 @@ def _to_board(folder: Path, figure: Figure, rows: list[dict[str, Any]]) -> None:
 def _read(source: Path, one_view: float | None, *, told: bool) -> tuple[MomentAccumulator, list[str]]:
     import numpy as np
 
-    from raytrain.graph.moments import MomentAccumulator
+    from raytrain.graph.accumulator import MomentAccumulator
 
     file = source
     if source.is_dir():

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from raytrain.graph.accumulator import MomentAccumulator
 from raytrain.graph.dependency import ClassDependency, class_dependency
-from raytrain.graph.moments import MomentAccumulator
 
 log = logging.getLogger(__name__)
 

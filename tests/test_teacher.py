@@ -16,8 +16,8 @@ from torch import Tensor
 from raytrain import teacher as module
 from raytrain.cluster import checkpoint
 from raytrain.cluster.teacher_store import GRAPHS, TEACHER, FolderStore, settle
+from raytrain.graph.accumulator import MomentAccumulator
 from raytrain.graph.dependency import ClassDependency
-from raytrain.graph.moments import MomentAccumulator
 from raytrain.teacher import (
     GraphFailed,
     GraphRequest,

@@ -35,8 +35,8 @@ from raytrain.cluster.schedule import step_seed
 from raytrain.collectives import gather_rows, num_ranks, rank
 from raytrain.config import Config
 from raytrain.data.order import SampleOrder
+from raytrain.graph.accumulator import MomentAccumulator, permuted_labels
 from raytrain.graph.dependency import ClassDependency
-from raytrain.graph.moments import MomentAccumulator, permuted_labels
 from raytrain.methods.base import GraphPlan, Method
 from raytrain.teacher import (
     GraphFailed,

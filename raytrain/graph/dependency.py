@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from raytrain.graph.moments import MomentAccumulator, Moments
+from raytrain.graph.accumulator import MomentAccumulator
+from raytrain.graph.moments import Moments
 from raytrain.graph.search import Dependency, dependency_search
 
 Resample = Literal["bootstrap", "halves"]

@@ -30,7 +30,7 @@ class GraphPlan:
     search: Mapping[str, Any]
     """Keywords of `graph.dependency.class_dependency`."""
     moments: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords of `graph.moments.MomentAccumulator`: of which soft labels it is made."""
+    """Keywords of `graph.accumulator.MomentAccumulator`: of which soft labels it is made."""
 
 
 class Method(nn.Module, ABC):

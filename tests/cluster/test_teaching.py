@@ -26,7 +26,7 @@ from raytrain.collectives import num_ranks, rank
 from raytrain.config import Config, build
 from raytrain.data.manifest import Dataset
 from raytrain.data.reading import Reading
-from raytrain.graph.moments import MomentAccumulator
+from raytrain.graph.accumulator import MomentAccumulator
 from raytrain.methods import METHODS, resolve
 from raytrain.methods import build as build_method
 from raytrain.methods.base import GraphPlan

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from raytrain.cli_graph import graph
-from raytrain.graph.moments import MomentAccumulator
+from raytrain.graph.accumulator import MomentAccumulator
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from raytrain.cli_graph import graph
+from raytrain.graph.accumulator import MomentAccumulator
 from raytrain.graph.baselines import TABLE, authors_recipe, baseline, directed_f1
 from raytrain.graph.convert import (
     edges,
@@ -30,7 +31,6 @@ from raytrain.graph.dependency import (
     resample,
 )
 from raytrain.graph.draw import dependency_figure, edge_table
-from raytrain.graph.moments import MomentAccumulator
 from raytrain.graph.planted import soft_labels
 
 CLASSES = 6

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from raytrain.graph.accumulator import MomentAccumulator
 from raytrain.graph.dependency import class_dependency
-from raytrain.graph.moments import MomentAccumulator
 from raytrain.graph.planted import soft_labels
 
 

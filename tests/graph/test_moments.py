@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from raytrain.graph.moments import MomentAccumulator, centred_log_ratio
+from raytrain.graph.accumulator import MomentAccumulator, centred_log_ratio
 
 C, N = 3, 400
 
