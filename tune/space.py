@@ -193,7 +193,7 @@ SPACES: Mapping[str, Space] = {
             },
         ),
         "method.weight": WEIGHT,
-        "method.threshold": Real(0.05, 0.6),
+        "method.threshold": Real(0.05, 0.8),
         "method.ramp": Real(0.0, 0.3),
         "method.negatives": Choice(words("leave", "weigh", "stay")),
         "method.t_teach": Real(0.15, 0.7),

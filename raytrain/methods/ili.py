@@ -34,6 +34,8 @@ Departs from the paper ([code]: the authors' code; the rest is ours where both a
   annotation of the other raises more (`search.orientation`).
 - The graph is made of the clips whose annotated class is told in one view only (`one_view`): a class that is heard
   and seen is louder than its effects, which are then never annotated beside it and learnt to be absent there.
+- tau is .5 and lambda .05 (the design's: .2 and .1): pairs that hold both events more likely than not draw embeddings
+  nearer for the same loss of distance between classes.
 - The teacher may be larger than the student (`teacher_hidden`).
 - Soft labels come from a moving average of the teacher (`teacher_average`).  With `after_teaching = "frozen"` the
   average stands still and the teacher's own weights, which then have gradients of zero, are read by nobody.

@@ -19,6 +19,10 @@ RETIRED = {"min_rise": 0.0, "less_mirror": False}
 """Keys of a search that are no more, and the values that turned them off."""
 
 
+MIN_EFFECT_ALONE = 0.03
+"""Of a search without `told`, where none is given."""
+
+
 def without_retired(values: dict[str, Any]) -> dict[str, Any]:
     """The search of a run from before `told`, as it was; other searches as they are.
 
@@ -58,7 +62,7 @@ class Search(Section):
         0.28,
         ge=0,
         lt=1,
-        description="pairs whose effect and what is told of them are below it are no dependency; .03 without told",
+        description="pairs whose effect and what is told of them are below it are no dependency; .03 where told is 0",
     )
     told: float = Field(
         0.4,
@@ -74,9 +78,11 @@ class Search(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_is_retired(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Runs from before `told` have keys of rules that it replaced."""
-        return without_retired(values)
+    def _as_meant(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Without keys that are no more; a partial effect alone is never as large as with what is told beside it."""
+        values = without_retired(values)
+        alone = values.get("told") == 0 and "min_effect" not in values
+        return {**values, "min_effect": MIN_EFFECT_ALONE} if alone else values
 
 
 class IliSettings(Section):
@@ -141,9 +147,11 @@ class IliSettings(Section):
     top_k: int = Field(3, ge=1, description="edges of a class")
     lag: int = Field(2, ge=0, description="steps from the asking for a graph to its adoption")
     refresh_every: int | None = Field(None, ge=1, description="epochs between two graphs; off: one graph")
-    weight: float = Field(0.1, ge=0, description="lambda")
+    weight: float = Field(0.05, ge=0, description="lambda")
     ramp: float = Field(0.05, ge=0, description="share of the run in which lambda rises")
-    threshold: float = Field(0.2, ge=0, lt=1, description="tau")
+    threshold: float = Field(
+        0.5, ge=0, lt=1, description="tau: pairs of S_ij hold both events more likely than not"
+    )
     pairs: int | Literal["all"] = Field(64, description="sampled pairs of an edge and step")
     negatives: Literal["leave", "weigh", "stay"] = Field(
         "stay", description="pairs of S_ij among the negatives of L_metric; weigh: stay with 1 - s s"

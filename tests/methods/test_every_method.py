@@ -56,15 +56,25 @@ CASES = {
     "dscmr likelihood": ("dscmr", {"common": "likelihood"}),
     "ili explained": ("ili", {"one_of": 0.3, "reconstruction": 0.5, "contrast": 0.2}),
     "ili labels alone": ("ili", {"one_of": 0.0, "reconstruction": 0.0}),
-    "ili linked": ("ili", {"threshold": 0.35}),
+    "ili linked": ("ili", {"threshold": 0.35, "weight": 0.1}),
     "ili linked all pairs": (
         "ili",
-        {"loss": "info-nce", "pairs": "all", "negatives": "leave", "threshold": 0.35},
+        {"loss": "info-nce", "pairs": "all", "negatives": "leave", "threshold": 0.35, "weight": 0.1},
     ),
-    "ili linked weigh": ("ili", {"loss": "triplet", "negatives": "weigh", "threshold": 0.35}),
+    "ili linked weigh": (
+        "ili",
+        {"loss": "triplet", "negatives": "weigh", "threshold": 0.35, "weight": 0.1},
+    ),
     "ili linked online": (
         "ili",
-        {"loss": "supcon", "after_teaching": "training", "refresh_every": 1, "label_error": "l2"},
+        {
+            "loss": "supcon",
+            "after_teaching": "training",
+            "refresh_every": 1,
+            "label_error": "l2",
+            "threshold": 0.2,
+            "weight": 0.1,
+        },
     ),
 }
 

@@ -297,6 +297,9 @@ def test_stages_and_plan() -> None:
     assert plan.moments == {"bounds": (-2.0, 1.0), "one_view": 1.0, "told": True}
     of_all = ili(one_view=None, logit_bounds=None, search={"told": 0.0}).graph_plan(100, 10)
     assert of_all is not None and of_all.search["told"] == 0
+    assert (of_all.search["min_effect"], plan.search["min_effect"]) == (0.03, 0.28)
+    given = ili(search={"told": 0.0, "min_effect": 0.1}).graph_plan(100, 10)
+    assert given is not None and given.search["min_effect"] == 0.1
     assert of_all.moments == {"bounds": None, "one_view": None, "told": False}
     short = method.graph_plan(20, 10)
     assert short is not None and short.refreshes == (10,), (
