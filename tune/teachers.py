@@ -24,7 +24,13 @@ from tune.workers import Failed, Pool
 
 TEACHERS = "teachers"
 KEY = "train.teacher"
-SHAPES = ("model.hidden", "model.embedding", "model.input_dropout", "method.teacher_hidden")
+SHAPES = (
+    "model.hidden",
+    "model.embedding",
+    "model.input_dropout",
+    "method.teacher_hidden",
+    "method.teacher_input_dropout",
+)
 """Keys that shape the towers of a teacher: a run that takes it has the same."""
 FIRST_JOB = -1_000_000
 

@@ -36,7 +36,8 @@ Departs from the paper ([code]: the authors' code; the rest is ours where both a
   and seen is louder than its effects, which are then never annotated beside it and learnt to be absent there.
 - tau is .5 and lambda .05 (the design's: .2 and .1): pairs that hold both events more likely than not draw embeddings
   nearer for the same loss of distance between classes.
-- The teacher may be larger than the student (`teacher_hidden`).
+- The teacher may be larger than the student (`teacher_hidden`), and learn with less dropout (`teacher_dropout`,
+  `teacher_input_dropout`): with many clips it is what is hidden from it that it does not learn.
 - Soft labels come from a moving average of the teacher (`teacher_average`).  With `after_teaching = "frozen"` the
   average stands still and the teacher's own weights, which then have gradients of zero, are read by nobody.
 - "all" pairs of S_ij instead of a sample of them.
@@ -93,11 +94,7 @@ class Ili(Method):
         super().__init__()
         self.settings, self.views = settings, tuple(views)
         self.towers = Towers(views, model, num_classes=None)
-        own = (
-            model
-            if settings.teacher_hidden is None
-            else model.model_copy(update={"hidden": settings.teacher_hidden})
-        )
+        own = settings.of_teacher(model)
         self.teacher = Towers(views, own, num_classes=num_classes)
         self.slow = copy.deepcopy(self.teacher).requires_grad_(False).eval()
         sizes = {name: view.size for name, view in views.items()}
@@ -241,7 +238,7 @@ class Ili(Method):
         if wrong:
             raise ValueError(
                 f"this teacher does not fit: {', '.join(sorted(wrong)[:3])} differ; train with the [model], "
-                "method.teacher_hidden, views and classes of the run that it comes from"
+                "method.teacher_hidden, method.teacher_input_dropout, views and classes of the run that it comes from"
             )
         weights = {name: value for name, value in state.items() if name != "calibration"}
         self.slow.load_state_dict(weights)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from raytrain.config import Section
+from raytrain.config import Model, Section
 from raytrain.graph.dependency import Orientation, Sign
 from raytrain.losses.label_agreement import Calibration, LabelError
 from raytrain.losses.triplet import Mining
@@ -125,6 +125,12 @@ class IliSettings(Section):
     teacher_hidden: tuple[int, ...] | None = Field(
         None, description="widths of the teacher's hidden layers; off: model.hidden, as the student"
     )
+    teacher_dropout: float | None = Field(
+        None, ge=0, lt=1, description="of the teacher's hidden layers; off: model.dropout, as the student"
+    )
+    teacher_input_dropout: float | None = Field(
+        None, ge=0, lt=1, description="of the teacher's features; off: model.input_dropout, as the student"
+    )
     teacher_average: float = Field(0.99, ge=0, lt=1, description="decay of the slow teacher; 0: a copy")
     t_teach: float = Field(0.4, gt=0, lt=1, description="share of the run; rounded to an epoch")
     after_teaching: Literal["frozen", "training"] = Field("frozen", description="the teacher, after t_teach")
@@ -156,6 +162,15 @@ class IliSettings(Section):
     negatives: Literal["leave", "weigh", "stay"] = Field(
         "stay", description="pairs of S_ij among the negatives of L_metric; weigh: stay with 1 - s s"
     )
+
+    def of_teacher(self, model: Model) -> Model:
+        """The teacher's towers: the student's, but for what is set here."""
+        own = {
+            "hidden": self.teacher_hidden,
+            "dropout": self.teacher_dropout,
+            "input_dropout": self.teacher_input_dropout,
+        }
+        return model.model_copy(update={name: value for name, value in own.items() if value is not None})
 
     @model_validator(mode="before")
     @classmethod

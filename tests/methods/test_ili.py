@@ -21,6 +21,7 @@ from raytrain.losses.reduction import world_mean
 from raytrain.losses.triplet import triplet
 from raytrain.methods.ili import Ili
 from raytrain.methods.ili_settings import IliSettings
+from raytrain.models.dropout import Dropout
 from raytrain.models.towers import ViewInput
 from raytrain.types import Progress
 from tests.methods.test_every_method import CLASSES, PROGRESS, VIEWS, N, batch, planted_graph
@@ -380,8 +381,23 @@ def test_a_teacher_of_its_own_size_teaches_the_same_student() -> None:
     sizes = [p.shape[0] for name, p in large.slow.named_parameters() if "audio" in name and p.dim() == 2]
     assert {9, 7} <= set(sizes)
     assert [p.shape for p in large.towers.parameters()] == [p.shape for p in ili().towers.parameters()]
-    with pytest.raises(ValueError, match=r"method\.teacher_hidden, views and classes"):
+    with pytest.raises(ValueError, match=r"method\.teacher_hidden, method\.teacher_input_dropout, views and"):
         ili().load_teacher(large.teacher_state())
+
+
+def test_a_teacher_of_its_own_dropout_leaves_that_of_the_student() -> None:
+    own = ili(teacher_dropout=0.3, teacher_input_dropout=0.1)
+    shares = {
+        name: [layer.p for layer in getattr(own, name).modules() if isinstance(layer, Dropout)]
+        for name in ("teacher", "slow", "towers")
+    }
+    as_the_student = [layer.p for layer in ili().teacher.modules() if isinstance(layer, Dropout)]
+    assert shares["towers"] == as_the_student
+    views = len(own.views)
+    hidden = (len(shares["teacher"]) - views) // views
+    assert shares["teacher"] == shares["slow"] == ([0.1] + [0.3] * hidden) * views
+    with pytest.raises(ValueError, match="this teacher does not fit"):
+        ili().load_teacher(own.teacher_state())
 
 
 @pytest.mark.parametrize(
