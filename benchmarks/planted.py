@@ -93,7 +93,9 @@ def overrides_of(method: str, seed: int, common: tuple[str, ...], ili: tuple[str
     return (*RUN, *common, *own, *settings)
 
 
-def run(data: Path, overrides: tuple[str, ...], seed: int, key: str, out: Path) -> dict[str, Any]:
+def run(
+    data: Path, overrides: tuple[str, ...], seed: int, key: str, out: Path, *, until_graph: bool
+) -> dict[str, Any]:
     """Trains with the loop of a run without Ray; measures the last weights on the test split."""
     import torch
 
@@ -116,7 +118,11 @@ def run(data: Path, overrides: tuple[str, ...], seed: int, key: str, out: Path) 
     held = Held.of(config, dataset, torch.device("cpu"))
     folder = out / "runs" / key
     training, source = held.prepare(config, folder)
-    training.run(source, held.validation, None)
+    plan = training.method.graph_plan(training.num_steps, training.order.num_batches)
+    until = None
+    if until_graph and plan is not None:
+        until = (plan.refreshes[0] + plan.lag) // training.order.num_batches + 1
+    training.run(source, held.validation, None, until=until)
     seconds = time.process_time() - start
     test = read_split(dataset, "test")
     views = {name: torch.from_numpy(x) for name, x in test.views.items()}
@@ -277,6 +283,11 @@ def main() -> None:
     parser.add_argument(
         "--ili", action="append", default=[], metavar="KEY=VALUE", help="settings of ILI with a graph"
     )
+    parser.add_argument(
+        "--until-graph",
+        action="store_true",
+        help="runs with a graph end with the epoch in which it is adopted, and MAP is of the weights then",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/planted"))
     parser.add_argument("--short", action="store_true", help="one small world, one seed, few epochs")
     options = parser.parse_args()
@@ -298,10 +309,10 @@ def main() -> None:
             data = world_of(world, options.clips, seed, options.labels, options.out)
             for method in methods:
                 overrides = overrides_of(method, seed, common, tuple(options.ili))
-                text = json.dumps([data.name, overrides, seed])
+                text = json.dumps([data.name, overrides, seed, *(["until graph"] * options.until_graph)])
                 key = hashlib.sha256(text.encode()).hexdigest()[:16]
                 if key not in results.by_key:
-                    found = run(data, overrides, seed, key, options.out)
+                    found = run(data, overrides, seed, key, options.out, until_graph=options.until_graph)
                     row = {
                         "key": key,
                         "world": world,
@@ -311,8 +322,9 @@ def main() -> None:
                         **found,
                     }
                     results.add(row)
+                    f1 = f", graph F1 {found['graph']['f1']:.3f}" if "graph" in found else ""
                     console.print(
-                        f"{world}, {method}, seed {seed}: {row['map']:.4f}, {row['cpu_s']} CPU s",
+                        f"{world}, {method}, seed {seed}: {found['map']:.4f}{f1}, {found['cpu_s']} CPU s",
                         highlight=False,
                     )
                 rows.append(results.by_key[key])
