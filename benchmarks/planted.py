@@ -118,10 +118,9 @@ def run(
     held = Held.of(config, dataset, torch.device("cpu"))
     folder = out / "runs" / key
     training, source = held.prepare(config, folder)
-    plan = training.method.graph_plan(training.num_steps, training.order.num_batches)
-    until = None
-    if until_graph and plan is not None:
-        until = (plan.refreshes[0] + plan.lag) // training.order.num_batches + 1
+    until, batches = None, training.order.num_batches
+    if until_graph and (plan := training.method.graph_plan(training.num_steps, batches)) is not None:
+        until = (plan.refreshes[0] + plan.lag) // batches + 1
     training.run(source, held.validation, None, until=until)
     seconds = time.process_time() - start
     test = read_split(dataset, "test")
@@ -309,7 +308,7 @@ def main() -> None:
             data = world_of(world, options.clips, seed, options.labels, options.out)
             for method in methods:
                 overrides = overrides_of(method, seed, common, tuple(options.ili))
-                text = json.dumps([data.name, overrides, seed, *(["until graph"] * options.until_graph)])
+                text = json.dumps([data.name, overrides, seed] + ["until graph"] * options.until_graph)
                 key = hashlib.sha256(text.encode()).hexdigest()[:16]
                 if key not in results.by_key:
                     found = run(data, overrides, seed, key, options.out, until_graph=options.until_graph)

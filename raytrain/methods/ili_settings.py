@@ -163,15 +163,6 @@ class IliSettings(Section):
         "stay", description="pairs of S_ij among the negatives of L_metric; weigh: stay with 1 - s s"
     )
 
-    def of_teacher(self, model: Model) -> Model:
-        """The teacher's towers: the student's, but for what is set here."""
-        own = {
-            "hidden": self.teacher_hidden,
-            "dropout": self.teacher_dropout,
-            "input_dropout": self.teacher_input_dropout,
-        }
-        return model.model_copy(update={name: value for name, value in own.items() if value is not None})
-
     @model_validator(mode="before")
     @classmethod
     def _only_the_chosen_loss(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -202,3 +193,12 @@ class IliSettings(Section):
         if self.permutation and self.graph != "permuted":
             raise ValueError(f"permutation is set, but graph is {self.graph!r}; set graph = 'permuted'")
         return self
+
+    def of_teacher(self, model: Model) -> Model:
+        """The teacher's towers: the student's, but for what is set here."""
+        own = {
+            "hidden": self.teacher_hidden,
+            "dropout": self.teacher_dropout,
+            "input_dropout": self.teacher_input_dropout,
+        }
+        return model.model_copy(update={name: value for name, value in own.items() if value is not None})
