@@ -36,6 +36,7 @@ WORLDS: dict[str, dict[str, Any]] = {
     "table, noise .25": {"label_model": "resample", "hidden": None, "noise": 0.25},
     "fit, 60 % hidden, noise .25": {"label_model": "fit", "hidden": 0.6, "noise": 0.25},
     "table, noise .5": {"label_model": "resample", "hidden": None, "noise": 0.5},
+    "table, noise .25, 12 planted": {"label_model": "resample", "hidden": None, "noise": 0.25, "edges": 12},
 }
 SIZES = {"audio_size": 128, "visual_size": 256}
 
@@ -74,7 +75,8 @@ def world_of(name: str, clips: int, seed: int, labels: Path | None, out: Path) -
 
     knobs = {**WORLDS[name], "label_table": str(labels)}
     if labels is None:
-        knobs = {"noise": WORLDS[name]["noise"], "classes": 25}
+        knobs = {**WORLDS[name], "classes": 25}
+        del knobs["label_model"], knobs["hidden"]
     config = SceneConfig(clips=clips, seed=seed, **SIZES, **knobs)
     digest = hashlib.sha256(config.model_dump_json(exclude={"label_table"}).encode()).hexdigest()[:10]
     folder = out / "worlds" / digest
