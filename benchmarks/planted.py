@@ -50,6 +50,11 @@ PSD = (
     "method.temperature=1",
     "method.dis=off",
 )
+ILI_PSD = (
+    "method.name=ili",
+    "method.loss=psd",
+    *(setting.replace("method.", "method.psd.") for setting in PSD[1:]),
+)
 METHODS: dict[str, tuple[str, ...]] = {
     "info-nce": ("method.name=metric", "method.loss=info-nce"),
     "info-nce, tau .05": ("method.name=metric", "method.loss=info-nce", "method.info_nce.temperature=0.05"),
@@ -58,11 +63,21 @@ METHODS: dict[str, tuple[str, ...]] = {
     "psd, info-nce": PSD,
     "psd, info-nce, r = 1": (*PSD, "method.r_schedule=constant"),
     "ili": ILI,
+    "ili, psd": ILI_PSD,
     "ili, permuted graph": (*ILI, "method.graph=permuted"),
+    "ili, psd, permuted graph": (*ILI_PSD, "method.graph=permuted"),
     "ili, lift": (*ILI, "method.graph=lift"),
     "ili without LIR": (*ILI, "method.graph=none"),
 }
 """What is trained; settings beyond these come from --set, for ILI with a graph from --ili."""
+
+
+def without_lir(method: str) -> str | None:
+    """The same student without LIR."""
+    if not method.startswith("ili") or method == "ili without LIR":
+        return None
+    return "psd, info-nce" if method.startswith("ili, psd") else "ili without LIR"
+
 
 RUN = ("model.hidden=[128]", "model.embedding=64", "train.patience=off", "train.diagnose_every=off",
        "train.ema_decay=off", "train.validate_every=1000", "train.precision=bfloat16")  # fmt: skip
@@ -220,15 +235,16 @@ def summary(
             against: dict[str, str | None] = {
                 "best plain": best,
                 "psd": best_psd,
-                "without LIR": "ili without LIR",
+                "without LIR": without_lir(method) or "ili without LIR",
             }
             for name, other in against.items():
                 if other is not None and other in methods and other != method:
                     difference = maps[method] - maps[other]
                     p = sign_flip_test(difference, num_resamples=100_000, generator=np.random.default_rng(0))
                     entry[f"vs {name}"] = [round(float(difference.mean()), 4), round(p, 4)]
-            without = [r for r in rows if r["method"] == "ili without LIR" and r["world"] in names]
-            if method.startswith("ili") and method != "ili without LIR" and without:
+            control = without_lir(method)
+            without = [r for r in rows if r["method"] == control and r["world"] in names]
+            if without:
                 tests = [
                     nearer(a["key"], b["key"], Path(a["data"]), out)
                     for a, b in zip(mine, without, strict=True)

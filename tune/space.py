@@ -48,8 +48,21 @@ def words(*values: str) -> dict[str, str]:
     return {value: value for value in values}
 
 
+def in_section(name: str, space: Space) -> Space:
+    """The same ranges, of keys of [method.name] in place of [method]."""
+    return {
+        key.replace("method.", f"method.{name}.", 1): (
+            Choice(of.options, {word: in_section(name, then) for word, then in of.then.items()})
+            if isinstance(of, Choice)
+            else of
+        )
+        for key, of in space.items()
+    }
+
+
 MARGIN, WEIGHT, SHARE = Real(0.05, 0.8), Real(0.01, 3.0, log=True), Real(0.0, 1.0)
 TEMPERATURE, SCALE = Real(0.02, 0.5, log=True), Real(4.0, 64.0, log=True)
+NEGATIVES = Choice(words("leave", "weigh", "stay"))
 SIZES = Choice({str(size): size for size in (32, 64, 128, 256)})
 
 TOWERS: Space = {
@@ -107,6 +120,43 @@ DISTILLATIONS_OF_COMPOSITIONAL: Mapping[str, Space] = {
     "cmc": {"method.cmc.weight": Real(0.1, 10.0, log=True), "method.cmc.temperature": TEMPERATURE},
 }
 
+PSD: Space = {
+    "method.metric": Choice(
+        words("triplet", "info-nce", "supcon"),
+        then={
+            "triplet": {"method.margin": MARGIN, "method.mining": Choice(words("all", "hard"))},
+            "info-nce": {"method.metric_temperature": TEMPERATURE},
+            "supcon": {"method.metric_temperature": TEMPERATURE},
+        },
+    ),
+    "method.label": Choice(words("norm", "cross-entropy")),
+    "method.alignment": Choice(
+        words("similarity", "classes"),
+        then={
+            "similarity": {"method.temperature": TEMPERATURE},
+            "classes": {"method.temperature": Real(0.02, 2.0, log=True)},
+        },
+    ),
+    "method.pair": Choice(words("aligned", "positive")),
+    "method.class_share": SHARE,
+    "method.teacher": Choice(words("ema", "self"), then={"ema": {"method.ema_decay": Real(0.8, 0.999)}}),
+    "method.dis": Choice(
+        {"decorrelation": "decorrelation", "distance": "distance", "off": None},
+        then={
+            word: {"method.lambda_dis": Real(0.01, 10.0, log=True)} for word in ("decorrelation", "distance")
+        },
+    ),
+    "method.r_0": Real(0.6, 1.0),
+    "method.r_schedule": Choice(
+        words("cosine", "linear", "step", "constant"),
+        then={
+            "cosine": {"method.r_end": Real(0.2, 0.6)},
+            "linear": {"method.r_end": Real(0.2, 0.6)},
+            "step": {"method.r_end": Real(0.2, 0.6), "method.r_levels": Whole(2, 5)},
+        },
+    ),
+}
+
 SPACES: Mapping[str, Space] = {
     "metric": {
         **OPTIMISER,
@@ -140,62 +190,32 @@ SPACES: Mapping[str, Space] = {
     "psd": {
         **OPTIMISER,
         **TOWERS,
-        "method.metric": Choice(
-            words("triplet", "info-nce", "supcon"),
-            then={
-                "triplet": {"method.margin": MARGIN, "method.mining": Choice(words("all", "hard"))},
-                "info-nce": {"method.metric_temperature": TEMPERATURE},
-                "supcon": {"method.metric_temperature": TEMPERATURE},
-            },
-        ),
-        "method.label": Choice(words("norm", "cross-entropy")),
-        "method.alignment": Choice(
-            words("similarity", "classes"),
-            then={
-                "similarity": {"method.temperature": TEMPERATURE},
-                "classes": {"method.temperature": Real(0.02, 2.0, log=True)},
-            },
-        ),
-        "method.pair": Choice(words("aligned", "positive")),
-        "method.class_share": SHARE,
-        "method.teacher": Choice(words("ema", "self"), then={"ema": {"method.ema_decay": Real(0.8, 0.999)}}),
-        "method.dis": Choice(
-            {"decorrelation": "decorrelation", "distance": "distance", "off": None},
-            then={
-                word: {"method.lambda_dis": Real(0.01, 10.0, log=True)}
-                for word in ("decorrelation", "distance")
-            },
-        ),
-        "method.r_0": Real(0.6, 1.0),
-        "method.r_schedule": Choice(
-            words("cosine", "linear", "step", "constant"),
-            then={
-                "cosine": {"method.r_end": Real(0.2, 0.6)},
-                "linear": {"method.r_end": Real(0.2, 0.6)},
-                "step": {"method.r_end": Real(0.2, 0.6), "method.r_levels": Whole(2, 5)},
-            },
-        ),
+        **PSD,
     },
     "ili": {
         **OPTIMISER,
         **TOWERS,
         "method.loss": Choice(
-            words("proxy-triplet", "triplet", "info-nce", "supcon"),
+            words("proxy-triplet", "triplet", "info-nce", "supcon", "psd"),
             then={
                 **{
                     word: {
                         "method.hinge.margin": MARGIN,
                         "method.hinge.mining": Choice(words("all", "semi-hard", "hard")),
+                        "method.negatives": NEGATIVES,
                     }
                     for word in ("proxy-triplet", "triplet")
                 },
-                **{word: {"method.softmax.temperature": TEMPERATURE} for word in ("info-nce", "supcon")},
+                **{
+                    word: {"method.softmax.temperature": TEMPERATURE, "method.negatives": NEGATIVES}
+                    for word in ("info-nce", "supcon")
+                },
+                "psd": in_section("psd", PSD),
             },
         ),
         "method.weight": WEIGHT,
         "method.threshold": Real(0.05, 0.8),
         "method.ramp": Real(0.0, 0.3),
-        "method.negatives": Choice(words("leave", "weigh", "stay")),
         "method.t_teach": Real(0.15, 0.7),
         "method.teacher_hidden": Choice({"as the student": None, "512": (512,), "1024": (1024,)}),
         "method.teacher_input_dropout": Choice({"as the student": None, "0.1": 0.1, "0.2": 0.2}),

@@ -60,17 +60,14 @@ from raytrain.graph.dependency import ClassDependency
 from raytrain.losses.label_agreement import fit_calibration
 from raytrain.losses.latent_interaction import (
     Latent,
-    activated,
     latent_interaction,
     sampled_latent_interaction,
 )
-from raytrain.losses.masks import Relation
-from raytrain.losses.reduction import PerRow, active_share, world_mean
-from raytrain.losses.softmax import info_nce, supervised_contrastive
-from raytrain.losses.triplet import triplet
 from raytrain.methods.base import GraphPlan, Method
 from raytrain.methods.ili_settings import IliSettings
+from raytrain.methods.ili_student import LabelStudent, Linked
 from raytrain.methods.ili_teacher import AvSal
+from raytrain.methods.psd_student import PsdStudent
 from raytrain.models.autoencoder import move_towards
 from raytrain.models.towers import Towers, ViewInput
 from raytrain.types import Batch, Loss, Progress, Rows
@@ -93,21 +90,25 @@ class Ili(Method):
     def __init__(self, settings: IliSettings, views: Mapping[str, ViewInput], model: Model, num_classes: int):
         super().__init__()
         self.settings, self.views = settings, tuple(views)
-        self.towers = Towers(views, model, num_classes=None)
+        self.student: LabelStudent | PsdStudent
+        if settings.psd is not None:
+            self.student = PsdStudent(settings.psd, views, model, num_classes)
+        else:
+            self.student = LabelStudent(settings, views, model)
         own = settings.of_teacher(model)
         self.teacher = Towers(views, own, num_classes=num_classes)
         self.slow = copy.deepcopy(self.teacher).requires_grad_(False).eval()
         sizes = {name: view.size for name, view in views.items()}
         width = own.hidden[-1] if own.hidden else own.embedding
         self.av_sal = AvSal(settings, sizes, num_classes=num_classes, width=width)
-        self.proxies: nn.Parameter | None = None
-        if settings.loss == "proxy-triplet":
-            self.proxies = nn.Parameter(torch.randn(num_classes, model.embedding))
+        if isinstance(self.student, LabelStudent):
+            self.student.draw_proxies(num_classes, model.embedding)
         for name in ("audio_to_visual", "visual_to_audio"):
             self.register_buffer(name, torch.zeros(num_classes, num_classes))
         self.register_buffer("calibration", torch.tensor([[1.0, 0.0]] * len(views)))
         self.register_buffer("phase", torch.tensor(TEACHER))
         self._phase, self._has_graph, self._most_edges = TEACHER, False, 0
+        self.register_load_state_dict_pre_hook(_student_by_name)
         self.register_load_state_dict_post_hook(lambda module, _: module._read_buffers())
 
     @classmethod
@@ -249,23 +250,35 @@ class Ili(Method):
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
+        self.student.after_step(progress)
         if self._teaching:
             move_towards(self.slow, self.teacher, decay=self.settings.teacher_average)
+
+    # the student
+
+    @property
+    def towers(self) -> Towers:  # type: ignore[override]
+        return self.student.towers
+
+    def embed(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b d"]]:
+        return self.student.embed(views)
 
     # a step
 
     def rows(self, batch: Batch, progress: Progress) -> Rows:
-        """The student's embeddings; of the teacher, AV-SAL by row, its embeddings and its soft labels as extras."""
-        extras: dict[str, Tensor] = {}
+        """What the student needs; of the teacher, AV-SAL by row, its embeddings and its soft labels as extras."""
+        rows = self.student.rows(batch, progress)
+        extras = dict(rows.extras)
         if self._teaching:
             extras |= self.av_sal.extras(self.teacher, batch, progress)
         if self._has_graph:
             for view, logit in self.soft_labels(batch.views).items():
                 extras[f"soft {view}"] = torch.sigmoid(logit)
-        return Rows(batch.row, self.towers(batch.views)[0], labels=batch.labels, extras=extras)
+        return replace(rows, extras=extras)
 
     def loss(self, here: Rows, world: Rows, progress: Progress) -> Loss:
-        total, terms, active = self._metric(here, world, progress)
+        found = self._metric(here, world, progress)
+        total, terms = found.total, found.terms
         if self._has_graph:
             weight = self.settings.weight * self._ramp(progress.t)
             terms["lir"] = self._latent_interaction(here, world, progress)
@@ -276,68 +289,24 @@ class Ili(Method):
         else:  # data-parallel training waits for the gradient of every parameter
             unused = [*self.teacher.parameters(), *self.av_sal.parameters()]
             total = total + 0 * torch.stack([p.sum() for p in unused]).sum()
-        return Loss(total, terms, active)
+        return Loss(total, terms, found.active)
 
     def _ramp(self, t: float) -> float:
         since = t - (0.0 if self._phase == GIVEN else self.settings.t_teach)
         return 1.0 if self.settings.ramp == 0 else min(max(since / self.settings.ramp, 0.0), 1.0)
 
-    def _metric(
-        self, here: Rows, world: Rows, progress: Progress
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """L_metric, the mean of both directions, and its terms and active share."""
-        values: dict[str, Tensor] = {}
-        active = []
-        keys: Tensor
-        for query, key in (self.views, self.views[::-1]):
-            if self.proxies is not None:
-                classes = self.proxies.shape[0]
-                relation = Relation.to_classes(here, world, num_classes=classes, by="labels")
-                keys, name = self.proxies, f"{query}_to_proxies"
-            else:
-                relation = Relation.between(here, world, views="cross", by="labels")
-                keys, name = world.embeddings[key], f"{query}_to_{key}"
-            if self._has_graph and self.settings.negatives != "stay":
-                relation = self._without_linked(relation, here, world, query, key, progress)
-            rows = self._per_row(here.embeddings[query], keys, relation)
-            values[name] = world_mean(rows, relation)
-            active.append(active_share(rows, relation))
-        return torch.stack(list(values.values())).mean(), values, torch.stack(active).mean()
-
-    def _per_row(self, query: Tensor, keys: Tensor, relation: Relation) -> PerRow:
-        s = self.settings
-        if s.hinge is not None:
-            return triplet(query, keys, relation, **s.hinge.model_dump(), distance="cosine")
-        assert s.softmax is not None
-        loss = info_nce if s.loss == "info-nce" else supervised_contrastive
-        return loss(query, keys, relation, **s.softmax.model_dump())
-
-    def _without_linked(
-        self, relation: Relation, here: Rows, world: Rows, query: str, key: str, progress: Progress
-    ) -> Relation:
-        """The pairs of S_ij, whichever way i -> j goes, are no negatives."""
-        first, second = self.audio_to_visual, self.visual_to_audio.T
-        either = ((first > 0) | (second > 0)).to(first.dtype)  # [audio visual]
-        edges = either if query == self.views[0] else either.T
-        threshold = self.settings.threshold
-        sent = activated(world.extras[f"soft {query}"], threshold=threshold) @ edges  # [n c]
-        own = slice(here.first, here.first + len(here))
-        if self.proxies is not None:
-            received = torch.eye(len(edges), dtype=sent.dtype, device=sent.device)
-        else:
-            received = activated(world.extras[f"soft {key}"], threshold=threshold)
-        draw = key_draw = None
-        if self.settings.negatives == "weigh":
-            u = torch.rand(2, len(world), generator=_generator(progress, 1)).to(sent)
-            draw, key_draw = (u[0], u[1]) if query == self.views[0] else (u[1], u[0])
-            if self.proxies is not None:
-                key_draw = torch.zeros_like(received[0])
-        return replace(
-            relation,
-            query=replace(relation.query, link=sent[own], draw=None if draw is None else draw[own]),
-            world=replace(relation.world, link=sent, draw=draw),
-            key=replace(relation.key, link=received, draw=key_draw),
-        )
+    def _metric(self, here: Rows, world: Rows, progress: Progress) -> Loss:
+        """L_metric, or PSD's loss."""
+        if isinstance(self.student, PsdStudent):
+            return self.student.loss(here, world, progress)
+        linked = None
+        if self._has_graph and self.settings.negatives != "stay":
+            weigh = self.settings.negatives == "weigh"
+            linked = Linked(
+                edges=((self.audio_to_visual > 0) | (self.visual_to_audio.T > 0)).to(self.audio_to_visual),
+                draws=torch.rand(2, len(world), generator=_generator(progress, 1)) if weigh else None,
+            )
+        return self.student.loss(here, world, linked)
 
     def _latent_interaction(self, here: Rows, world: Rows, progress: Progress) -> Float[Tensor, ""]:
         """This rank's summand of LIR over both directions of A^."""
@@ -370,3 +339,9 @@ def _generator(progress: Progress, stream: int) -> torch.Generator:
     """A function of seed and step, so that every rank draws the same."""
     words = np.random.SeedSequence([progress.seed, progress.step, stream]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
+
+
+def _student_by_name(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+    """Weights of runs from before the student was a module of its own, under the names of today."""
+    for name in [name for name in state if name == "proxies" or name.startswith("towers.")]:
+        state[f"student.{name}"] = state.pop(name)

@@ -10,9 +10,17 @@ from raytrain.config import Model, Section
 from raytrain.graph.dependency import Orientation, Sign
 from raytrain.losses.label_agreement import Calibration, LabelError
 from raytrain.losses.triplet import Mining
+from raytrain.methods.psd_settings import PsdSettings
 
-MetricLoss = Literal["proxy-triplet", "triplet", "info-nce", "supcon"]
-HINGED = ("proxy-triplet", "triplet")
+MetricLoss = Literal["proxy-triplet", "triplet", "info-nce", "supcon", "psd"]
+SETTINGS_OF = {
+    "proxy-triplet": "hinge",
+    "triplet": "hinge",
+    "info-nce": "softmax",
+    "supcon": "softmax",
+    "psd": "psd",
+}
+"""By L_metric: the section that it is set in."""
 
 
 RETIRED = {"min_rise": 0.0, "less_mirror": False}
@@ -86,9 +94,13 @@ class Search(Section):
 
 
 class IliSettings(Section):
-    loss: MetricLoss = Field("proxy-triplet", description="L_metric; the paper's is against proxies")
+    loss: MetricLoss = Field(
+        "proxy-triplet",
+        description="L_metric; the paper's is against proxies; psd: all of that method, LIR beside it",
+    )
     hinge: Hinge | None = None
     softmax: Softmax | None = None
+    psd: PsdSettings | None = None
     label_error: LabelError = "bce"
     smoothing: float = Field(0.0, ge=0, lt=1, description="of the binary targets, towards 1/2")
     annotated: float = Field(
@@ -167,11 +179,13 @@ class IliSettings(Section):
     @classmethod
     def _only_the_chosen_loss(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Settings of a loss that is not trained with would be ignored: they are refused."""
-        used, unused = (
-            ("hinge", "softmax") if values.get("loss", "proxy-triplet") in HINGED else ("softmax", "hinge")
-        )
-        if values.get(unused) is not None:
-            raise ValueError(f"{unused} is set, but loss {values.get('loss')!r} has none; set {used} instead")
+        loss = values.get("loss", "proxy-triplet")
+        if loss not in SETTINGS_OF:
+            return values  # refused by its type
+        used = SETTINGS_OF[loss]
+        for unused in sorted({*SETTINGS_OF.values()} - {used}):
+            if values.get(unused) is not None:
+                raise ValueError(f"{unused} is set, but loss {loss!r} has none; set {used} instead")
         return values if values.get(used) is not None else {**values, used: {}}
 
     @model_validator(mode="after")
@@ -184,6 +198,11 @@ class IliSettings(Section):
             )
         if self.logit_bounds is not None and not self.logit_bounds[0] < self.logit_bounds[1]:
             raise ValueError(f"logit_bounds is {self.logit_bounds}; the lower one comes first, e.g. [-2, 1]")
+        if self.psd is not None and self.negatives != "stay":
+            raise ValueError(
+                f"negatives is {self.negatives!r}, but loss 'psd' has a teacher of its own that says which pairs are "
+                "negatives; set negatives = 'stay'"
+            )
         if self.graph == "none" and self.refresh_every is not None:
             raise ValueError("graph = 'none' makes no graph, so refresh_every has no meaning; remove it")
         if self.after_teaching == "frozen" and self.refresh_every is not None:

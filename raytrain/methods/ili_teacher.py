@@ -60,7 +60,7 @@ class AvSal(nn.Module):
         if self.decoders is not None:
             extras["reconstruction"] = self._reconstruction_error(teacher, batch, logits)[:, None]
         if self.contrast(progress) > 0:
-            extras |= {f"teacher {view}": h for view, h in embeddings.items()}
+            extras |= {f"av-sal {view}": h for view, h in embeddings.items()}
         return extras
 
     def _label_error(
@@ -120,8 +120,8 @@ class AvSal(nn.Module):
         parts = [
             world_mean(
                 info_nce(
-                    here.extras[f"teacher {query}"],
-                    world.extras[f"teacher {key}"],
+                    here.extras[f"av-sal {query}"],
+                    world.extras[f"av-sal {key}"],
                     relation,
                     temperature=self.settings.contrast_temperature,
                     gradient_above=0.0,

@@ -65,6 +65,15 @@ CASES = {
         "ili",
         {"loss": "triplet", "negatives": "weigh", "threshold": 0.35, "weight": 0.1},
     ),
+    "ili linked psd": (
+        "ili",
+        {
+            "loss": "psd",
+            "psd": {"metric": "info-nce", "alignment": "classes", "label": "cross-entropy"},
+            "threshold": 0.35,
+            "weight": 0.1,
+        },
+    ),
     "ili linked online": (
         "ili",
         {

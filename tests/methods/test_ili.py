@@ -21,19 +21,27 @@ from raytrain.losses.reduction import world_mean
 from raytrain.losses.triplet import triplet
 from raytrain.methods.ili import Ili
 from raytrain.methods.ili_settings import IliSettings
+from raytrain.methods.ili_student import Linked
+from raytrain.methods.psd import Psd
+from raytrain.methods.psd_settings import PsdSettings
 from raytrain.models.dropout import Dropout
 from raytrain.models.towers import ViewInput
 from raytrain.types import Progress
 from tests.methods.test_every_method import CLASSES, PROGRESS, VIEWS, N, batch, planted_graph
 
 HELD_OUT = batch(slice(0, N))
+LINKED = Linked(torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]).double(), draws=None)
+"""Of `planted_graph`: 0 heard with 1 and 2 seen, 1 heard with 2 seen."""
+PSD = {"metric": "info-nce", "alignment": "classes", "label": "cross-entropy"}
+
+
+INPUTS = {name: ViewInput(torch.zeros(x.shape[1]), torch.ones(x.shape[1])) for name, x in VIEWS.items()}
+MODEL = Model(hidden=(6,), embedding=5, dropout=0.0)
 
 
 def ili(**values: Any) -> Ili:
     torch.manual_seed(1)
-    views = {name: ViewInput(torch.zeros(x.shape[1]), torch.ones(x.shape[1])) for name, x in VIEWS.items()}
-    model = Model(hidden=(6,), embedding=5, dropout=0.0)
-    made = Ili.build(validate(IliSettings, values), views, model, CLASSES).double().train()
+    made = Ili.build(validate(IliSettings, values), INPUTS, MODEL, CLASSES).double().train()
     assert isinstance(made, Ili)
     return made
 
@@ -90,7 +98,8 @@ def test_the_teacher_stage_is_av_sal_and_the_metric_loss() -> None:
     relation = Relation.to_classes(rows, rows, num_classes=CLASSES, by="labels")
     metric = [
         world_mean(
-            triplet(z, method.proxies, relation, margin=0.2, mining="all", distance="cosine"), relation
+            triplet(z, method.student.proxies, relation, margin=0.2, mining="all", distance="cosine"),
+            relation,
         )
         for z in rows.embeddings.values()
     ]
@@ -195,6 +204,37 @@ def test_the_student_stage_adds_lir_with_its_ramp(pairs: str | int) -> None:
         assert back.sum() > 0
 
 
+def test_psd_is_the_students_loss_whole_and_lir_comes_beside_it() -> None:
+    """Loss and gradients of `psd` with the same weights, plus lambda LIR; its teacher is the student's average."""
+    method = in_student_stage(loss="psd", psd=PSD, weight=0.3, ramp=0.0, threshold=0.35)
+    method.adopt(planted_graph())
+    alone = Psd(validate(PsdSettings, PSD), INPUTS, MODEL, CLASSES).double()
+    alone.load_state_dict(method.student.state_dict())
+    found, expected = step(method), step(alone.train())
+    assert found["lir"] > 0
+    torch.testing.assert_close(found["loss"], expected["loss"] + 0.3 * found["lir"])
+    for name in ("label", "hard_audio_to_visual", "soft_visual_to_audio"):
+        torch.testing.assert_close(found[name], expected[name])
+    slow = weights_of(method.student, "teacher")
+    learn(method, 3)
+    assert not torch.equal(weights_of(method.student, "teacher"), slow)
+
+
+def test_embeddings_of_a_psd_student_have_its_class_probabilities_beside_them() -> None:
+    method = ili(loss="psd", psd={**PSD, "class_share": 0.5}).eval()
+    torch.testing.assert_close(method.embed(HELD_OUT.views), method.student.embed(HELD_OUT.views))
+    assert method.embed(HELD_OUT.views)["audio"].shape[1] == 5 + CLASSES
+
+
+def test_weights_from_before_the_student_was_a_module_are_read() -> None:
+    method, other = ili(), ili()
+    learn(method, 2)
+    before = {name.removeprefix("student."): value for name, value in method.state_dict().items()}
+    assert "proxies" in before and any(name.startswith("towers.") for name in before)
+    other.load_state_dict(before)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in method.state_dict().items())
+
+
 def test_soft_labels_carry_no_gradient_and_the_slow_teacher_is_in_no_optimiser() -> None:
     method = in_student_stage(threshold=0.35)
     method.adopt(planted_graph())
@@ -217,7 +257,7 @@ def test_linked_pairs_are_no_negatives_in_either_direction() -> None:
     rows = replace(rows, extras={f"soft {view}": s for view, s in soft.items()})
     plain = Relation.between(rows, rows, views="cross", by="labels")
     for query, key in (("audio", "visual"), ("visual", "audio")):
-        linked = method._without_linked(plain, rows, rows, query, key, PROGRESS)
+        linked = method.student._without_linked(plain, rows, rows, query, key, LINKED)
         negative = linked.masks(0, N)[1]
         for n in range(N):
             for m in range(N):
@@ -240,7 +280,7 @@ def test_a_proxy_leaves_where_an_edge_leads_to_its_class() -> None:
     method.adopt(planted_graph())
     rows = method.rows(HELD_OUT, PROGRESS)
     plain = Relation.to_classes(rows, rows, num_classes=CLASSES, by="labels")
-    linked = method._without_linked(plain, rows, rows, "audio", "visual", PROGRESS).masks(0, N)[1]
+    linked = method.student._without_linked(plain, rows, rows, "audio", "visual", LINKED).masks(0, N)[1]
     heard = rows.extras["soft audio"] > 0.35
     for n in range(N):
         leave = {
@@ -402,6 +442,10 @@ def test_a_teacher_of_its_own_dropout_leaves_that_of_the_student() -> None:
     ("values", "said"),
     [
         ({"loss": "triplet", "softmax": {}}, "softmax is set, but loss 'triplet' has none"),
+        ({"loss": "psd", "softmax": {}}, "softmax is set, but loss 'psd' has none; set psd instead"),
+        ({"loss": "info-nce", "psd": {}}, "psd is set, but loss 'info-nce' has none; set softmax instead"),
+        ({"loss": "psd", "negatives": "leave"}, "set negatives = 'stay'"),
+        ({"loss": "npair"}, "loss"),
         ({"pairs": 0}, "pairs is 0; at least 1, or 'all'"),
         ({"refresh_every": 2}, "a frozen teacher gives the same graph again"),
         ({"graph": "none", "refresh_every": 2, "after_teaching": "training"}, "makes no graph"),

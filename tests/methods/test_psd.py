@@ -18,8 +18,9 @@ from raytrain.cluster.training import make_optimizer
 from raytrain.collectives import num_ranks
 from raytrain.config import Config, Model, Optim, build, validate
 from raytrain.methods import resolve
-from raytrain.methods.psd import Psd, draw
+from raytrain.methods.psd import Psd
 from raytrain.methods.psd_settings import PsdSettings, annotated_share
+from raytrain.methods.psd_student import draw
 from raytrain.models.towers import ViewInput
 from raytrain.types import UNANNOTATED, Batch, Progress, Rows
 from tests.datasets import small_dataset
