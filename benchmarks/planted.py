@@ -50,10 +50,12 @@ PSD = (
     "method.temperature=1",
     "method.dis=off",
 )
+PSD_OF_ILI = (*PSD, "method.metric_temperature=0.1")
+"""LIR wants a softer student than PSD by itself does."""
 ILI_PSD = (
     "method.name=ili",
     "method.loss=psd",
-    *(setting.replace("method.", "method.psd.") for setting in PSD[1:]),
+    *(setting.replace("method.", "method.psd.") for setting in PSD_OF_ILI[1:]),
 )
 METHODS: dict[str, tuple[str, ...]] = {
     "info-nce": ("method.name=metric", "method.loss=info-nce"),
@@ -61,6 +63,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "triplet": ("method.name=metric", "method.loss=triplet"),
     "psd": ("method.name=psd",),
     "psd, info-nce": PSD,
+    "psd, info-nce, tau .1": PSD_OF_ILI,
     "psd, info-nce, r = 1": (*PSD, "method.r_schedule=constant"),
     "ili": ILI,
     "ili, psd": ILI_PSD,
@@ -76,7 +79,7 @@ def without_lir(method: str) -> str | None:
     """The same student without LIR."""
     if not method.startswith("ili") or method == "ili without LIR":
         return None
-    return "psd, info-nce" if method.startswith("ili, psd") else "ili without LIR"
+    return "psd, info-nce, tau .1" if method.startswith("ili, psd") else "ili without LIR"
 
 
 RUN = ("model.hidden=[128]", "model.embedding=64", "train.patience=off", "train.diagnose_every=off",

@@ -41,6 +41,8 @@ Departs from the paper ([code]: the authors' code; the rest is ours where both a
 - Soft labels come from a moving average of the teacher (`teacher_average`).  With `after_teaching = "frozen"` the
   average stands still and the teacher's own weights, which then have gradients of zero, are read by nobody.
 - "all" pairs of S_ij instead of a sample of them.
+- L_metric may be the whole loss of PSD (`loss = "psd"`): LIR links unlike classes, soft alignments find clips that have
+  a hidden event in common.
 """
 
 from __future__ import annotations
@@ -267,14 +269,14 @@ class Ili(Method):
 
     def rows(self, batch: Batch, progress: Progress) -> Rows:
         """What the student needs; of the teacher, AV-SAL by row, its embeddings and its soft labels as extras."""
-        rows = self.student.rows(batch, progress)
-        extras = dict(rows.extras)
+        extras: dict[str, Tensor] = {}
         if self._teaching:
             extras |= self.av_sal.extras(self.teacher, batch, progress)
         if self._has_graph:
             for view, logit in self.soft_labels(batch.views).items():
                 extras[f"soft {view}"] = torch.sigmoid(logit)
-        return replace(rows, extras=extras)
+        rows = self.student.rows(batch, progress)
+        return replace(rows, extras={**rows.extras, **extras})
 
     def loss(self, here: Rows, world: Rows, progress: Progress) -> Loss:
         found = self._metric(here, world, progress)
