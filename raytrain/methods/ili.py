@@ -280,7 +280,7 @@ class Ili(Method):
 
     def loss(self, here: Rows, world: Rows, progress: Progress) -> Loss:
         found = self._metric(here, world, progress)
-        total, terms = found.total, found.terms
+        total, terms = found.total, dict(found.terms)
         if self._has_graph:
             weight = self.settings.weight * self._ramp(progress.t)
             terms["lir"] = self._latent_interaction(here, world, progress)
