@@ -235,17 +235,17 @@ def summary(
             entry: dict[str, Any] = {"world": world, "method": method, "num": len(maps[method])}
             entry["map_mean"] = round(float(maps[method].mean()), 4)
             entry["map_sd"] = round(float(maps[method].std(ddof=1)), 4) if len(maps[method]) > 1 else None
+            control = without_lir(method)
             against: dict[str, str | None] = {
                 "best plain": best,
                 "psd": best_psd,
-                "without LIR": without_lir(method) or "ili without LIR",
+                "without LIR": control or "ili without LIR",
             }
             for name, other in against.items():
                 if other is not None and other in methods and other != method:
                     difference = maps[method] - maps[other]
                     p = sign_flip_test(difference, num_resamples=100_000, generator=np.random.default_rng(0))
                     entry[f"vs {name}"] = [round(float(difference.mean()), 4), round(p, 4)]
-            control = without_lir(method)
             without = [r for r in rows if r["method"] == control and r["world"] in names]
             if without:
                 tests = [

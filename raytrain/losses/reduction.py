@@ -7,6 +7,7 @@ counts those of the whole world by itself and nothing is sent.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -81,6 +82,14 @@ def active_share(rows: PerRow, relation: Relation) -> Float[Tensor, ""]:
     """The summand of this rank such that the mean over ranks is the active share of the world's terms."""
     total = _world_total(rows.terms, rows.terms_rule, relation)
     return (rows.active.sum() * relation.num_ranks / total.clamp(min=1)).to(rows.value.dtype)
+
+
+def world_means(
+    parts: Mapping[str, tuple[PerRow, Relation]],
+) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, ""]]:
+    """`world_mean` of each part of a loss, e.g. of each direction, and the mean of their active shares."""
+    values = {name: world_mean(*part) for name, part in parts.items()}
+    return values, torch.stack([active_share(*part) for part in parts.values()]).mean()
 
 
 def _world_total(here: Int[Tensor, " b"], rule: Rule, relation: Relation) -> Int[Tensor, ""]:

@@ -21,6 +21,7 @@ Departs from the paper:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -33,7 +34,7 @@ from raytrain.data.reading import Annotation
 from raytrain.losses.label import LabelLoss, is_annotated, label_loss, targets
 from raytrain.losses.likelihood import pair_likelihood
 from raytrain.losses.masks import Known, Marks, Relation
-from raytrain.losses.reduction import active_share, world_mean
+from raytrain.losses.reduction import world_means
 from raytrain.losses.triplet import triplet
 from raytrain.methods.base import Method
 from raytrain.models.class_space import beside_classes
@@ -137,19 +138,12 @@ class Dscmr(Method):
         margin, mining = self.settings.margin, self.settings.mining
         assert margin is not None and mining is not None, "they have defaults"
         relation = Relation.between(here, world, views="cross", by=by)
-        values, active = {}, []
-        for query, key in (self.views, self.views[::-1]):
-            rows = triplet(
-                here.embeddings[query],
-                world.embeddings[key],
-                relation,
-                margin=margin,
-                mining=mining,
-                distance="cosine",
-            )
-            values[f"{query}_to_{key}"] = world_mean(rows, relation)
-            active.append(active_share(rows, relation))
-        return values, torch.stack(active).mean()
+        loss = partial(triplet, margin=margin, mining=mining, distance="cosine")
+        parts = {
+            f"{query}_to_{key}": (loss(here.embeddings[query], world.embeddings[key], relation), relation)
+            for query, key in (self.views, self.views[::-1])
+        }
+        return world_means(parts)
 
     def _likelihood(
         self, here: Rows, world: Rows, by: Known
@@ -157,10 +151,9 @@ class Dscmr(Method):
         cross = Relation.between(here, world, views="cross", by=by)
         within = Relation.between(here, world, views="within", by=by)
         first, second = self.views
-        values, active = {}, []
+        parts = {}
         for query, key in ((first, second), (first, first), (second, second)):
             relation = cross if query != key else within
             rows = pair_likelihood(here.embeddings[query], world.embeddings[key], relation)
-            values[f"{query}_to_{key}"] = world_mean(rows, relation)
-            active.append(active_share(rows, relation))
-        return values, torch.stack(active).mean()
+            parts[f"{query}_to_{key}"] = rows, relation
+        return world_means(parts)

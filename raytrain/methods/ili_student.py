@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raytrain.config import Model
 from raytrain.losses.latent_interaction import activated
 from raytrain.losses.masks import Relation
-from raytrain.losses.reduction import PerRow, active_share, world_mean
+from raytrain.losses.reduction import PerRow, world_means
 from raytrain.losses.softmax import info_nce, supervised_contrastive
 from raytrain.losses.triplet import triplet
 from raytrain.methods.ili_settings import IliSettings
@@ -58,8 +58,7 @@ class LabelStudent(nn.Module):
 
     def loss(self, here: Rows, world: Rows, linked: Linked | None) -> Loss:
         """L_metric, the mean of both directions; linked pairs are no negatives, where they are given."""
-        values: dict[str, Tensor] = {}
-        active = []
+        parts: dict[str, tuple[PerRow, Relation]] = {}
         keys: Tensor
         for query, key in (self.views, self.views[::-1]):
             if self.proxies is not None:
@@ -71,10 +70,9 @@ class LabelStudent(nn.Module):
                 keys, name = world.embeddings[key], f"{query}_to_{key}"
             if linked is not None:
                 relation = self._without_linked(relation, here, world, query, key, linked)
-            rows = self._per_row(here.embeddings[query], keys, relation)
-            values[name] = world_mean(rows, relation)
-            active.append(active_share(rows, relation))
-        return Loss(torch.stack(list(values.values())).mean(), values, torch.stack(active).mean())
+            parts[name] = self._per_row(here.embeddings[query], keys, relation), relation
+        values, active = world_means(parts)
+        return Loss(torch.stack(list(values.values())).mean(), values, active)
 
     def _per_row(self, query: Tensor, keys: Tensor, relation: Relation) -> PerRow:
         s = self.settings

@@ -28,7 +28,7 @@ from raytrain.data.reading import Annotation
 from raytrain.losses.classes import arc_face, center_contrastive, update_centers
 from raytrain.losses.contrastive import contrastive
 from raytrain.losses.masks import Known, Marks, Relation
-from raytrain.losses.reduction import PerRow, active_share, world_mean
+from raytrain.losses.reduction import PerRow, world_means
 from raytrain.losses.softmax import info_nce, n_pair, supervised_contrastive
 from raytrain.losses.triplet import triplet
 from raytrain.methods.base import Method
@@ -203,13 +203,11 @@ class Metric(Method):
 
     def loss(self, here: Rows, world: Rows, progress: Progress) -> Loss:
         cross, within = self.compared(here, world)
-        rows = {name: self.per_row(*of) for name, of in {**cross, **within}.items()}
-        relations = {name: of.relation for name, of in {**cross, **within}.items()}
-        values = {name: world_mean(of, relations[name]) for name, of in rows.items()}
+        parts = {name: (self.per_row(*of), of.relation) for name, of in {**cross, **within}.items()}
+        values, active = world_means(parts)
         total = torch.stack([values[name] for name in cross or within]).mean()
         if cross and within:
             total = total + self.settings.within * torch.stack([values[name] for name in within]).mean()
-        active = torch.stack([active_share(of, relations[name]) for name, of in rows.items()]).mean()
         return Loss(total, values, active)
 
     def compared(self, here: Rows, world: Rows) -> tuple[Terms, Terms]:

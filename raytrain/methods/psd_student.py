@@ -18,7 +18,7 @@ from raytrain.losses.alignment import Alignment, confident
 from raytrain.losses.decorrelation import decorrelation
 from raytrain.losses.label import is_annotated, label_loss, targets
 from raytrain.losses.masks import Known, Marks, Relation
-from raytrain.losses.reduction import PerRow, active_share, world_mean
+from raytrain.losses.reduction import PerRow, world_means
 from raytrain.losses.soft_rows import SoftRows
 from raytrain.losses.soft_softmax import GRADIENT_ABOVE, soft_softmax, soft_softmax_weight
 from raytrain.losses.soft_triplet import soft_triplet, soft_weight
@@ -138,12 +138,12 @@ class PsdStudent(nn.Module):
     def _hard(self, here: Rows, world: Rows) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, ""]]:
         """Both directions, and their mean active share."""
         relation = Relation.between(here, world, views="cross", by=known_of(here))
-        values, active = {}, []
-        for query, key in (self.views, self.views[::-1]):
-            rows = self._metric[0](here.embeddings[query], world.embeddings[key], relation)
-            values[f"{query}_to_{key}"] = world_mean(rows, relation)
-            active.append(active_share(rows, relation))
-        return values, torch.stack(active).mean()
+        by_label = self._metric[0]
+        parts = {
+            f"{query}_to_{key}": (by_label(here.embeddings[query], world.embeddings[key], relation), relation)
+            for query, key in (self.views, self.views[::-1])
+        }
+        return world_means(parts)
 
     def _soft(
         self, here: Rows, world: Rows, drawn: Drawn
