@@ -64,6 +64,7 @@ from raytrain.graph.dependency import ClassDependency
 from raytrain.methods import METHODS, resolve
 from raytrain.methods import build as build_method
 from raytrain.methods.base import GraphPlan, Method
+from raytrain.models.ema import Follower
 from raytrain.models.towers import Towers, ViewInput
 from raytrain.teacher import GraphRequest, LocalMaker, make_graph
 from raytrain.types import Loss, Progress, Rows, mean_over_world
@@ -88,7 +89,10 @@ class Classified(Method):
     def __init__(self, settings: ClassifiedSettings, towers: Towers, num_classes: int):
         super().__init__()
         self.settings, self.towers = settings, towers
-        self.slow = copy.deepcopy(towers).requires_grad_(False).eval() if settings.teacher else None
+        self.slow: Towers | None = None
+        if settings.teacher:
+            self.slow = copy.deepcopy(towers).requires_grad_(False).eval()
+            self.follower = Follower(self.slow, towers, buffers="copied")
         self.register_buffer("links", torch.zeros(num_classes, num_classes))
 
     @classmethod
@@ -110,12 +114,9 @@ class Classified(Method):
         linked = ((audio.softmax(dim=1) @ self.links) * visual.softmax(dim=1)).sum(dim=1)
         return Loss(mean_over_world(each - 0.1 * linked, world))
 
-    @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
         if self.slow is not None:
-            torch._foreach_lerp_(list(self.slow.parameters()), list(self.towers.parameters()), 0.01)
-            for old, new in zip(self.slow.buffers(), self.towers.buffers(), strict=True):
-                old.copy_(new)
+            self.follower.move(0.99)
 
     def graph_plan(self, num_steps: int, steps_per_epoch: int) -> GraphPlan | None:
         s = self.settings

@@ -43,7 +43,8 @@ from raytrain.losses.affinity import affinity_info_nce, soft_top_k
 from raytrain.losses.dcca import eckart_young, squared_correlations, summed_correlations
 from raytrain.methods.base import Method
 from raytrain.methods.hsc_mae_settings import HscMaeSettings, Schedule
-from raytrain.models.autoencoder import Decoders, Encoders, move_towards
+from raytrain.models.autoencoder import Decoders, Encoders
+from raytrain.models.ema import Follower
 from raytrain.models.masking import kept_features
 from raytrain.models.towers import ViewInput, wide
 from raytrain.types import Batch, Loss, Progress, Rows, mean_over_world
@@ -113,8 +114,10 @@ class HscMae(Method):
             for view in views:  # nothing trains them: embeddings are a random projection of the codes
                 self.towers[view].projector.requires_grad_(False)
         self.teacher: Encoders | None = None
+        self.follower: Follower | None = None
         if settings.teacher == "ema":
             self.teacher = copy.deepcopy(self.towers).requires_grad_(False).eval()
+            self.follower = Follower(self.teacher, self.towers, buffers="averaged")
         self.log_variance: nn.Parameter | None = None
         if settings.weights == "learnt" and settings.terms:
             self.log_variance = nn.Parameter(torch.zeros(len(settings.terms)))
@@ -266,8 +269,8 @@ class HscMae(Method):
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
-        if self.teacher is not None:
-            move_towards(self.teacher, self.towers, decay=self.schedule.ema_decay(progress.t))
+        if self.follower is not None:
+            self.follower.move(self.schedule.ema_decay(progress.t))
         if self.log_variance is not None:
             self.log_variance.clamp_(-LOG_VARIANCE_BOUND, LOG_VARIANCE_BOUND)
 

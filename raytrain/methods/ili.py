@@ -70,7 +70,7 @@ from raytrain.methods.ili_settings import IliSettings
 from raytrain.methods.ili_student import LabelStudent, Linked
 from raytrain.methods.ili_teacher import AvSal
 from raytrain.methods.psd_student import PsdStudent
-from raytrain.models.autoencoder import move_towards
+from raytrain.models.ema import Follower
 from raytrain.models.towers import Towers, ViewInput
 from raytrain.types import Batch, Loss, Progress, Rows
 
@@ -100,6 +100,7 @@ class Ili(Method):
         own = settings.of_teacher(model)
         self.teacher = Towers(views, own, num_classes=num_classes)
         self.slow = copy.deepcopy(self.teacher).requires_grad_(False).eval()
+        self.follower = Follower(self.slow, self.teacher, buffers="averaged")
         sizes = {name: view.size for name, view in views.items()}
         width = own.hidden[-1] if own.hidden else own.embedding
         self.av_sal = AvSal(settings, sizes, num_classes=num_classes, width=width)
@@ -250,11 +251,10 @@ class Ili(Method):
         self.phase.fill_(GIVEN)
         self._read_buffers()
 
-    @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
         self.student.after_step(progress)
         if self._teaching:
-            move_towards(self.slow, self.teacher, decay=self.settings.teacher_average)
+            self.follower.move(self.settings.teacher_average)
 
     # the student
 

@@ -25,8 +25,8 @@ from raytrain.losses.soft_triplet import soft_triplet, soft_weight
 from raytrain.losses.softmax import info_nce, supervised_contrastive
 from raytrain.losses.triplet import triplet
 from raytrain.methods.psd_settings import PsdSettings, annotated_share
-from raytrain.models.autoencoder import move_towards
 from raytrain.models.class_space import beside_classes
+from raytrain.models.ema import Follower
 from raytrain.models.towers import Towers, ViewInput
 from raytrain.types import UNANNOTATED, Batch, Loss, Progress, Rows, mean_over_world
 
@@ -71,8 +71,10 @@ class PsdStudent(nn.Module):
         self.settings, self.views, self.num_classes = settings, tuple(views), num_classes
         self.towers = Towers(views, model, num_classes=num_classes)
         self.teacher: Towers | None = None
+        self.follower: Follower | None = None
         if settings.teacher == "ema":
             self.teacher = copy.deepcopy(self.towers).requires_grad_(False).eval()
+            self.follower = Follower(self.teacher, self.towers, buffers="averaged")
         elif settings.teacher == "separate":
             self.teacher = Towers(views, model, num_classes=num_classes)
 
@@ -196,11 +198,10 @@ class PsdStudent(nn.Module):
         audio, visual = (here.embeddings[view] for view in self.views)
         return mean_over_world(torch.linalg.vector_norm(audio - visual, dim=1), world)
 
-    @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
-        if self.settings.ema_decay is not None:
-            assert self.teacher is not None
-            move_towards(self.teacher, self.towers, decay=self.settings.ema_decay)
+        if self.follower is not None:
+            assert self.settings.ema_decay is not None
+            self.follower.move(self.settings.ema_decay)
 
     def embed(self, views: Mapping[str, Float[Tensor, "b _"]]) -> dict[str, Float[Tensor, "b d"]]:
         """Unit-norm embeddings by view, with the class probabilities beside them where class_share is above 0."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -99,14 +98,3 @@ class Decoders(nn.Module):
             (source, target): decode(codes[source])
             for (source, target), decode in zip(self.pairs, self.decoders, strict=True)
         }
-
-
-@torch.no_grad()
-def move_towards(slow: nn.Module, fast: nn.Module, *, decay: float) -> None:
-    """slow <- decay slow + (1 - decay) fast, for parameters and float buffers; other buffers are copied."""
-    torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1.0 - decay)
-    for mine, theirs in zip(slow.buffers(), fast.buffers(), strict=True):
-        if mine.is_floating_point():
-            mine.lerp_(theirs, 1.0 - decay)
-        else:
-            mine.copy_(theirs)

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import copy
-
 import torch
 
 from raytrain.config import Model
-from raytrain.models.autoencoder import Decoders, Encoder, Encoders, move_towards
+from raytrain.models.autoencoder import Decoders, Encoder, Encoders
 from raytrain.models.towers import ViewInput
 
 MODEL = Model(hidden=(6, 5), embedding=3, norm="layer", activation="tanh", dropout=0.0)
@@ -51,17 +49,3 @@ def test_compiling_the_towers_compiles_what_training_calls() -> None:
     assert towers["audio"].trunk._compiled_call_impl is None
     towers.compile()
     assert towers["audio"].trunk._compiled_call_impl is not None
-
-
-def test_the_slow_module_moves_by_its_decay() -> None:
-    fast = Encoder(VIEW, MODEL)
-    slow = copy.deepcopy(fast)
-    with torch.no_grad():
-        for parameter in fast.parameters():
-            parameter.add_(1.0)
-        fast.norm.running_mean.add_(1.0)
-    before = {name: x.clone() for name, x in slow.state_dict().items()}
-    move_towards(slow, fast, decay=0.9)
-    for name, x in slow.state_dict().items():
-        moved = 0.0 if name in ("norm.running_var", "scaling.shift", "scaling.scale") else 0.1
-        torch.testing.assert_close(x, before[name] + moved)
