@@ -25,7 +25,6 @@ kills, equal        runs of small towers whose actor got SIGKILL once, when a st
 from __future__ import annotations
 
 import argparse
-import copy
 import hashlib
 import json
 import os
@@ -64,7 +63,7 @@ from raytrain.graph.dependency import ClassDependency
 from raytrain.methods import METHODS, resolve
 from raytrain.methods import build as build_method
 from raytrain.methods.base import GraphPlan, Method
-from raytrain.models.ema import Follower
+from raytrain.models.ema import Follower, slow_copy
 from raytrain.models.towers import Towers, ViewInput
 from raytrain.teacher import GraphRequest, LocalMaker, make_graph
 from raytrain.types import Loss, Progress, Rows, mean_over_world
@@ -91,7 +90,7 @@ class Classified(Method):
         self.settings, self.towers = settings, towers
         self.slow: Towers | None = None
         if settings.teacher:
-            self.slow = copy.deepcopy(towers).requires_grad_(False).eval()
+            self.slow = slow_copy(towers)
             self.follower = Follower(self.slow, towers, buffers="copied")
         self.register_buffer("links", torch.zeros(num_classes, num_classes))
 
@@ -206,8 +205,7 @@ def configure(dataset: Dataset, hidden: int, epochs: int, publish_every: int, **
     return resolve(config, dataset.manifest)
 
 
-def throughput(folder: Path, *, cycles: int, epochs_of_cycle: int) -> dict[str, Any]:
-    dataset = generate_scenes(folder / "data", config=SceneConfig(clips=3_000, classes=15))
+def throughput(folder: Path, dataset: Dataset, *, cycles: int, epochs_of_cycle: int) -> dict[str, Any]:
     steps = round(dataset.split("train").rows / 400)  # of an epoch
     cycle = steps * epochs_of_cycle
     plan = {"refresh_every": cycle, "window": steps, "lag": 2 * steps}
@@ -321,9 +319,12 @@ def main() -> None:
     keep_freed_memory()
     with TemporaryDirectory() as scratch, local_ray(2, int(3e8)):
         folder = Path(scratch)
-        found = throughput(folder / "steady", cycles=1 if short else 7, epochs_of_cycle=6 if short else 20)
+        dataset = generate_scenes(folder / "data", config=SceneConfig(clips=3_000, classes=15))
+        found = throughput(
+            folder / "steady", dataset, cycles=1 if short else 7, epochs_of_cycle=6 if short else 20
+        )
         if not short:
-            found["every_40"] = throughput(folder / "seldom", cycles=7, epochs_of_cycle=40)
+            found["every_40"] = throughput(folder / "seldom", dataset, cycles=7, epochs_of_cycle=40)
         found |= deaths(folder, kills=1 if short else 20, epochs=25 if short else 40)
     found["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     print(json.dumps(found))

@@ -29,7 +29,6 @@ Departs from the paper ([code]: the authors' code, where it and the text differ 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -44,7 +43,7 @@ from raytrain.losses.dcca import eckart_young, squared_correlations, summed_corr
 from raytrain.methods.base import Method
 from raytrain.methods.hsc_mae_settings import HscMaeSettings, Schedule
 from raytrain.models.autoencoder import Decoders, Encoders
-from raytrain.models.ema import Follower
+from raytrain.models.ema import Follower, slow_copy
 from raytrain.models.masking import kept_features
 from raytrain.models.towers import ViewInput, wide
 from raytrain.types import Batch, Loss, Progress, Rows, mean_over_world
@@ -116,7 +115,7 @@ class HscMae(Method):
         self.teacher: Encoders | None = None
         self.follower: Follower | None = None
         if settings.teacher == "ema":
-            self.teacher = copy.deepcopy(self.towers).requires_grad_(False).eval()
+            self.teacher = slow_copy(self.towers)
             self.follower = Follower(self.teacher, self.towers, buffers="averaged")
         self.log_variance: nn.Parameter | None = None
         if settings.weights == "learnt" and settings.terms:

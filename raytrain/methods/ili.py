@@ -47,7 +47,6 @@ Departs from the paper ([code]: the authors' code; the rest is ours where both a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -70,7 +69,7 @@ from raytrain.methods.ili_settings import IliSettings
 from raytrain.methods.ili_student import LabelStudent, Linked
 from raytrain.methods.ili_teacher import AvSal
 from raytrain.methods.psd_student import PsdStudent
-from raytrain.models.ema import Follower
+from raytrain.models.ema import Follower, slow_copy
 from raytrain.models.towers import Towers, ViewInput
 from raytrain.types import Batch, Loss, Progress, Rows
 
@@ -99,7 +98,7 @@ class Ili(Method):
             self.student = LabelStudent(settings, views, model)
         own = settings.of_teacher(model)
         self.teacher = Towers(views, own, num_classes=num_classes)
-        self.slow = copy.deepcopy(self.teacher).requires_grad_(False).eval()
+        self.slow = slow_copy(self.teacher)
         self.follower = Follower(self.slow, self.teacher, buffers="averaged")
         sizes = {name: view.size for name, view in views.items()}
         width = own.hidden[-1] if own.hidden else own.embedding

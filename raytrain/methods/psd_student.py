@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +25,7 @@ from raytrain.losses.softmax import info_nce, supervised_contrastive
 from raytrain.losses.triplet import triplet
 from raytrain.methods.psd_settings import PsdSettings, annotated_share
 from raytrain.models.class_space import beside_classes
-from raytrain.models.ema import Follower
+from raytrain.models.ema import Follower, slow_copy
 from raytrain.models.towers import Towers, ViewInput
 from raytrain.types import UNANNOTATED, Batch, Loss, Progress, Rows, mean_over_world
 
@@ -73,7 +72,7 @@ class PsdStudent(nn.Module):
         self.teacher: Towers | None = None
         self.follower: Follower | None = None
         if settings.teacher == "ema":
-            self.teacher = copy.deepcopy(self.towers).requires_grad_(False).eval()
+            self.teacher = slow_copy(self.towers)
             self.follower = Follower(self.teacher, self.towers, buffers="averaged")
         elif settings.teacher == "separate":
             self.teacher = Towers(views, model, num_classes=num_classes)
