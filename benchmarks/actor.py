@@ -321,7 +321,7 @@ def main() -> None:
         folder = Path(scratch)
         dataset = generate_scenes(folder / "data", config=SceneConfig(clips=3_000, classes=15))
         found = throughput(
-            folder / "steady", dataset, cycles=1 if short else 7, epochs_of_cycle=6 if short else 20
+            folder / "steady", dataset, cycles=2 if short else 7, epochs_of_cycle=6 if short else 20
         )
         if not short:
             found["every_40"] = throughput(folder / "seldom", dataset, cycles=7, epochs_of_cycle=40)
